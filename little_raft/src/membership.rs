@@ -1,0 +1,72 @@
+//! Who votes, and what a quorum is.
+
+use crate::ReplicaID;
+use std::collections::BTreeSet;
+
+/// A configuration of the cluster: who votes, and who only follows.
+///
+/// While it is *joint* (§6), on the way from the `outgoing` voters to the new ones, every decision
+/// needs a majority of both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Membership {
+    /// The replicas whose votes and acknowledgements count.
+    pub voters: BTreeSet<ReplicaID>,
+    /// The former voters, which count as a second half until the change is complete. Empty unless
+    /// the configuration is joint.
+    pub outgoing: BTreeSet<ReplicaID>,
+    /// The replicas that receive the log but never count.
+    pub learners: BTreeSet<ReplicaID>,
+}
+
+impl Membership {
+    /// A configuration of these voters, not joint and without learners.
+    pub fn of(voters: impl IntoIterator<Item = ReplicaID>) -> Membership {
+        Membership { voters: voters.into_iter().collect(), ..Membership::default() }
+    }
+
+    /// Whether a change of voters is underway.
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether a replica's vote counts, in either half.
+    pub fn is_voter(&self, id: ReplicaID) -> bool {
+        self.voters.contains(&id) || self.outgoing.contains(&id)
+    }
+
+    /// Everybody who receives the log, in order and without repetition.
+    pub fn members(&self) -> BTreeSet<ReplicaID> {
+        self.voters.iter().chain(&self.outgoing).chain(&self.learners).copied().collect()
+    }
+
+    /// The greatest value that a majority has reached; while joint, that both majorities have.
+    ///
+    /// The only majority arithmetic there is. Of an index it is the commit rule, of a vote the
+    /// election, of a round what is known about one's own leadership.
+    pub fn quorum<V: Ord + Copy + Default>(&self, value: impl Fn(ReplicaID) -> V) -> V {
+        let reached_by_majority = |half: &BTreeSet<ReplicaID>| {
+            let mut values: Vec<V> = half.iter().map(|&id| value(id)).collect();
+            values.sort_unstable();
+            // Of five sorted values, the third from the end is reached by three. No voters, no value.
+            values.len().checked_sub(1).map_or(V::default(), |end| values[end / 2])
+        };
+        let majority = reached_by_majority(&self.voters);
+        match self.is_joint() {
+            true => majority.min(reached_by_majority(&self.outgoing)),
+            false => majority,
+        }
+    }
+
+    /// The configuration that leads from this one to `target`: joint if the voters differ (§6).
+    pub(crate) fn toward(&self, target: Membership) -> Membership {
+        let changes_voters = self.voters != target.voters;
+        let outgoing = if changes_voters { self.voters.clone() } else { BTreeSet::new() };
+        Membership { outgoing, ..target }
+    }
+
+    /// The configuration that completes this joint one.
+    pub(crate) fn settled(&self) -> Membership {
+        Membership { outgoing: BTreeSet::new(), ..self.clone() }
+    }
+}
