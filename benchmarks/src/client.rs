@@ -208,8 +208,7 @@ fn processor_time() -> Duration {
     [usage.user_time(), usage.system_time()]
         .iter()
         .map(|time| {
-            Duration::from_secs(time.tv_sec() as u64)
-                + Duration::from_micros(time.tv_usec() as u64)
+            Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
         })
         .sum()
 }

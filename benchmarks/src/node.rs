@@ -33,7 +33,7 @@ pub trait Node: Send + 'static {
 /// Measures three nodes in the place that the scenario names.
 pub fn measure<N: Node>(setup: &Setup, nodes: [N; REPLICAS]) -> Result<Measurement, String> {
     match setup.scenario.place {
-        Place::OneThread => one_thread::measure(setup, nodes),
-        Place::LeaderThread | Place::OwnThread => threads::measure(setup, nodes),
+        Place::AllInOne => one_thread::measure(setup, nodes),
+        Place::WithLeader | Place::OnItsOwn => threads::measure(setup, nodes),
     }
 }

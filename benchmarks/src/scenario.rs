@@ -9,19 +9,20 @@ use serde::{Deserialize, Serialize};
 
 /// Where the client lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// In the leader's thread: it offers the next commands as the leader applies.
-    LeaderThread,
+    #[serde(rename = "leader-thread")]
+    WithLeader,
     /// In a thread of its own, beside one thread for each replica.
-    OwnThread,
+    #[serde(rename = "own-thread")]
+    OnItsOwn,
     /// Together with all three replicas in one single thread.
-    OneThread,
+    #[serde(rename = "one-thread")]
+    AllInOne,
 }
 
 /// What a command is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Payload {
     #[serde(rename = "fixed-16")]
     Fixed16,
@@ -47,7 +48,7 @@ pub struct Setup {
     pub measured: Duration,
 }
 
-pub const PLACES: [Place; 3] = [Place::LeaderThread, Place::OwnThread, Place::OneThread];
+pub const PLACES: [Place; 3] = [Place::WithLeader, Place::OnItsOwn, Place::AllInOne];
 pub const PAYLOADS: [Payload; 4] =
     [Payload::Fixed16, Payload::Fixed256, Payload::Bytes16, Payload::Bytes256];
 pub const OUTSTANDING: [u64; 4] = [1, 64, 1024, 16384];
@@ -58,7 +59,7 @@ pub fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     for place in PLACES {
         for payload in PAYLOADS {
-            if payload == Payload::Bytes16 && place != Place::OneThread {
+            if payload == Payload::Bytes16 && place != Place::AllInOne {
                 continue;
             }
             for outstanding in OUTSTANDING {
@@ -100,9 +101,9 @@ impl Payload {
 impl Place {
     pub fn describe(self) -> &'static str {
         match self {
-            Place::LeaderThread => "three threads, client in the leader's",
-            Place::OwnThread => "three threads, client in a fourth",
-            Place::OneThread => "everything in one thread",
+            Place::WithLeader => "three threads, client in the leader's",
+            Place::OnItsOwn => "three threads, client in a fourth",
+            Place::AllInOne => "everything in one thread",
         }
     }
 }
@@ -110,9 +111,9 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Place::LeaderThread => "leader-thread",
-            Place::OwnThread => "own-thread",
-            Place::OneThread => "one-thread",
+            Place::WithLeader => "leader-thread",
+            Place::OnItsOwn => "own-thread",
+            Place::AllInOne => "one-thread",
         })
     }
 }

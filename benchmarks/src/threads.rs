@@ -59,7 +59,7 @@ pub fn measure<N: Node>(setup: &Setup, nodes: [N; REPLICAS]) -> Result<Measureme
     let (progress, applied) = unbounded();
     let client = Client::new(setup);
     let (mut load, client_thread) = match setup.scenario.place {
-        Place::OwnThread => {
+        Place::OnItsOwn => {
             let (leader, ending) = (peers[0].clone(), ending.clone());
             let serve = move || serve_client::<N>(client, applied, leader, ending);
             (Load::Elsewhere { progress, told: None }, Some(thread::spawn(serve)))

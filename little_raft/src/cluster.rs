@@ -6,11 +6,7 @@ use crate::{Message, ReplicaID, StateMachineTransition, Status};
 ///
 /// Every method is called from the thread that runs [`Replica::start`](crate::Replica::start), with
 /// the cluster's mutex held and no other. None may block.
-pub trait Cluster<T, D = Vec<u8>>
-where
-    T: StateMachineTransition,
-    D: Clone,
-{
+pub trait Cluster<T: StateMachineTransition, D: Clone = Vec<u8>> {
     /// Sends a message to another replica. It may silently fail, deliver late, twice or out of
     /// order: Raft exists to reach consensus in spite of failures.
     fn send_message(&mut self, to_id: usize, message: Message<T, D>);

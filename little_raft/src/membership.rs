@@ -20,22 +20,17 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// A configuration of these voters, not joint and without learners.
-    pub fn of(voters: impl IntoIterator<Item = ReplicaID>) -> Membership {
-        Membership { voters: voters.into_iter().collect(), ..Membership::default() }
-    }
-
     /// Whether a change of voters is underway.
     pub fn is_joint(&self) -> bool {
         !self.outgoing.is_empty()
     }
 
-    /// Whether a replica's vote counts, in either half.
+    /// Whether a replica counts, in either half.
     pub fn is_voter(&self, id: ReplicaID) -> bool {
         self.voters.contains(&id) || self.outgoing.contains(&id)
     }
 
-    /// Everybody who receives the log, in order and without repetition.
+    /// Everybody who receives the log.
     pub fn members(&self) -> BTreeSet<ReplicaID> {
         self.voters.iter().chain(&self.outgoing).chain(&self.learners).copied().collect()
     }
@@ -48,25 +43,10 @@ impl Membership {
         let reached_by_majority = |half: &BTreeSet<ReplicaID>| {
             let mut values: Vec<V> = half.iter().map(|&id| value(id)).collect();
             values.sort_unstable();
-            // Of five sorted values, the third from the end is reached by three. No voters, no value.
+            // Of five sorted values the third is reached by three. No voters reach nothing.
             values.len().checked_sub(1).map_or(V::default(), |end| values[end / 2])
         };
-        let majority = reached_by_majority(&self.voters);
-        match self.is_joint() {
-            true => majority.min(reached_by_majority(&self.outgoing)),
-            false => majority,
-        }
-    }
-
-    /// The configuration that leads from this one to `target`: joint if the voters differ (§6).
-    pub(crate) fn toward(&self, target: Membership) -> Membership {
-        let changes_voters = self.voters != target.voters;
-        let outgoing = if changes_voters { self.voters.clone() } else { BTreeSet::new() };
-        Membership { outgoing, ..target }
-    }
-
-    /// The configuration that completes this joint one.
-    pub(crate) fn settled(&self) -> Membership {
-        Membership { outgoing: BTreeSet::new(), ..self.clone() }
+        let reached = reached_by_majority(&self.voters);
+        if self.is_joint() { reached.min(reached_by_majority(&self.outgoing)) } else { reached }
     }
 }

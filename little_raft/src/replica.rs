@@ -1,11 +1,11 @@
 //! The blocking loop: the only place with a thread, a lock, a clock and a channel.
 
-use crate::raft::{Config, Outputs, Raft};
+use crate::raft::{Config, Outputs, Raft, Status};
+use crate::state_machine::{TransitionAbandonedReason::NotLeader, TransitionState};
 use crate::{
-    Cluster, LogId, Message, Saved, StateMachine, StateMachineTransition, Status, Storage,
+    Change, Cluster, LogId, Message, Snapshot, StateMachine, StateMachineTransition, Storage,
 };
-use crate::{TransitionAbandonedReason::NotLeader, TransitionState};
-use crossbeam_channel::{Receiver, Sender, bounded, never, select};
+use crossbeam_channel::{Receiver, Select, Sender, bounded, never};
 use std::collections::HashMap;
 use std::io::{Error, Result};
 use std::mem::take;
@@ -16,25 +16,25 @@ use timer::{Guard, Timer};
 /// Identifies a replica in its cluster.
 pub type ReplicaID = usize;
 
+type Messages<T, D> = Vec<(ReplicaID, Message<T, D>)>;
+
 /// How many transitions are applied between two looks at the clock.
 const APPLY_BETWEEN_LOOKS: usize = 16;
 
 /// The local instance that keeps a user's state machine in step with the rest of the cluster.
-pub struct Replica<S, T, C, D = Vec<u8>>
-where
-    T: StateMachineTransition,
-{
+pub struct Replica<S, T: StateMachineTransition, C, D = Vec<u8>> {
     config: Config,
-    noop_transition: T,
+    noop: T,
     cluster: Arc<Mutex<C>>,
     state_machine: Arc<Mutex<S>>,
     storage: Option<Box<dyn Storage<T, D>>>,
-    started: bool,
-    /// Present between two starts.
-    raft: Option<Raft<T, D>>,
+    /// Present before the first start and between two starts; gone for good after an error.
+    raft: Option<Option<Raft<T, D>>>,
     began: Instant,
-    /// The reads underway, by the ticket of the batch in which they were polled.
+    /// The reads underway, by the ticket under which they were asked together.
     reads: HashMap<u64, Vec<T::TransitionID>>,
+    /// The leader of which the cluster was told last.
+    leader: Option<ReplicaID>,
 }
 
 impl<S, T, C, D> Replica<S, T, C, D>
@@ -75,14 +75,14 @@ where
         };
         Replica {
             config,
-            noop_transition,
+            noop: noop_transition,
             cluster,
             state_machine,
             storage: None,
-            started: false,
-            raft: None,
+            raft: Some(None),
             began: Instant::now(),
             reads: HashMap::new(),
+            leader: None,
         }
     }
 
@@ -129,33 +129,27 @@ where
     /// * `Other`: a mutex is poisoned, that is, a thread that held it has panicked;
     /// * whatever the storage returned. It is not used again.
     pub fn start(&mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>) -> Result<()> {
-        if self.started && self.raft.is_none() {
-            return Err(Error::other("this replica has stopped with an error, make a new one"));
-        }
-        self.started = true;
         let mut raft = match self.raft.take() {
-            Some(raft) => raft,
-            None => self.load()?,
+            Some(Some(raft)) => raft,
+            Some(None) => self.load()?,
+            None => return Err(Error::other("this replica has failed before, make a new one")),
         };
-        let mut wakeups = Wakeups::new(recv_msg, recv_transition, self.config.heartbeat_timeout);
+        let mut wakeups = Wakeups::new(recv_msg, recv_transition);
         loop {
             let now = self.began.elapsed();
-            let idle = raft.committed().is_empty();
-            wakeups.wait(now, if idle { raft.deadline() } else { now });
-            let Some(refused) = self.take_inputs(&mut raft, &mut wakeups)? else {
-                self.raft = Some(raft);
+            let wake_at = if raft.committed().is_empty() { raft.deadline() } else { now };
+            wakeups.wait(now, wake_at, self.config.heartbeat_timeout);
+            let Some(refused) = self.take_inputs(&mut raft, &mut wakeups.due)? else {
+                self.raft = Some(Some(raft));
                 return Ok(());
             };
             let mut outputs = raft.outputs();
-            let (leader, status) = (outputs.leader.take(), outputs.status.take());
-            self.tell(take(&mut outputs.appends), leader, status)?;
+            self.tell(take(&mut outputs.appends), outputs.status.take())?;
             if let Some(change) = outputs.change.take() {
-                if let Some(storage) = &mut self.storage {
-                    storage.save(change)?;
-                }
+                self.storage.as_mut().map_or(Ok(()), |storage| storage.save(change))?;
                 raft.saved();
             }
-            self.tell(take(&mut outputs.messages), None, None)?;
+            self.tell(take(&mut outputs.messages), None)?;
             self.apply(&mut raft, outputs, refused)?;
         }
     }
@@ -164,24 +158,20 @@ where
     fn load(&mut self) -> Result<Raft<T, D>> {
         let mut saved = match &mut self.storage {
             Some(storage) => storage.load()?,
-            None => {
-                log::warn!(
-                    "replica {} keeps nothing: it must not come back under this id once it stops",
-                    self.config.id
-                );
-                Saved::default()
-            }
+            None => Change::default(),
         };
+        if self.storage.is_none() {
+            log::warn!("{}: keeps nothing, must not come back under its id", self.config.id);
+        }
         let restore = saved.snapshot.clone();
-        if saved.snapshot.is_none() {
+        if restore.is_none() {
             saved.snapshot = lock(&self.state_machine)?.get_snapshot();
-            if let Some(snapshot) = saved.snapshot.as_ref().filter(|_| saved.runs.is_empty()) {
-                saved.compacted = snapshot.last();
-                saved.term = saved.term.max(snapshot.last_included_term);
-            }
+            let seed = saved.snapshot.as_ref().filter(|_| saved.runs.is_empty());
+            saved.compacted = seed.map_or(saved.compacted, Snapshot::last);
+            saved.term = saved.term.max(saved.compacted.term);
         }
         let now = self.began.elapsed();
-        let raft = Raft::new(self.config.clone(), self.noop_transition.clone(), saved, now)?;
+        let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, now)?;
         if let Some(snapshot) = restore {
             lock(&self.state_machine)?.set_snapshot(snapshot);
         }
@@ -190,55 +180,45 @@ where
 
     /// Takes in all that has come: messages, time, transitions, reads. Returns the transitions that
     /// were refused, or nothing if it is time to halt.
-    fn take_inputs(
-        &mut self,
-        raft: &mut Raft<T, D>,
-        wakeups: &mut Wakeups,
-    ) -> Result<Option<Vec<T>>> {
-        let mut messages = Vec::new();
-        {
-            let mut cluster = lock(&self.cluster)?;
-            if cluster.halt() {
-                return Ok(None);
-            }
-            if take(&mut wakeups.messages_due) {
-                messages = cluster.receive_messages();
-            }
+    fn take_inputs(&mut self, raft: &mut Raft<T, D>, due: &mut [bool]) -> Result<Option<Vec<T>>> {
+        let mut cluster = lock(&self.cluster)?;
+        if cluster.halt() {
+            return Ok(None);
         }
+        let messages = if take(&mut due[0]) { cluster.receive_messages() } else { Vec::new() };
+        drop(cluster);
         let now = self.began.elapsed();
-        for message in messages {
-            raft.step(now, message);
-        }
+        messages.into_iter().for_each(|message| raft.step(now, message));
         raft.tick(now);
-        if !wakeups.transitions_due || !raft.wants_transitions() {
+        if !due[1] || !raft.wants_transitions() {
             return Ok(Some(Vec::new()));
         }
-        wakeups.transitions_due = false;
-        let (transitions, reads) = {
-            let mut state_machine = lock(&self.state_machine)?;
-            (state_machine.get_pending_transitions(), state_machine.get_pending_reads())
-        };
+        due[1] = false;
+        let mut state_machine = lock(&self.state_machine)?;
+        let transitions = state_machine.get_pending_transitions();
+        let reads = state_machine.get_pending_reads();
+        drop(state_machine);
         if !reads.is_empty() {
-            // A lease is judged at a time after the read was asked for, hence not by `now`.
+            // A lease is judged by a time after the read was asked for, so not by `now`.
             self.reads.insert(raft.read(self.began.elapsed()), reads);
         }
         Ok(Some(raft.propose(transitions).err().unwrap_or_default()))
     }
 
-    /// Sends messages and passes on news, under the cluster's mutex.
-    fn tell(
-        &self,
-        messages: Vec<(ReplicaID, Message<T, D>)>,
-        leader: Option<Option<ReplicaID>>,
-        status: Option<Status>,
-    ) -> Result<()> {
-        if messages.is_empty() && leader.is_none() && status.is_none() {
+    /// Sends messages and tells what is new, under the cluster's mutex.
+    fn tell(&mut self, messages: Messages<T, D>, status: Option<Status>) -> Result<()> {
+        if messages.is_empty() && status.is_none() {
             return Ok(());
         }
         let mut cluster = lock(&self.cluster)?;
         messages.into_iter().for_each(|(to_id, message)| cluster.send_message(to_id, message));
-        leader.into_iter().for_each(|leader_id| cluster.register_leader(leader_id));
-        status.into_iter().for_each(|status| cluster.register_status(status));
+        if let Some(status) = status {
+            if self.leader != status.leader {
+                self.leader = status.leader;
+                cluster.register_leader(status.leader);
+            }
+            cluster.register_status(status);
+        }
         Ok(())
     }
 
@@ -254,18 +234,15 @@ where
         if let Some(snapshot) = outputs.restore {
             state_machine.set_snapshot(snapshot);
         }
-        for run in &outputs.queued {
-            for transition in run.transitions() {
-                let id = transition.get_id();
-                state_machine.register_transition_state(id, TransitionState::Queued);
-            }
+        for transition in outputs.queued.iter().flat_map(|run| run.transitions.iter()) {
+            state_machine.register_transition_state(transition.get_id(), TransitionState::Queued);
         }
         let refused = refused.into_iter().map(|transition| (transition, NotLeader));
         for (transition, reason) in refused.chain(outputs.abandoned) {
             let state = TransitionState::Abandoned(reason);
             state_machine.register_transition_state(transition.get_id(), state);
         }
-        apply_committed(&mut *state_machine, raft, self.config.heartbeat_timeout / 4);
+        self.apply_committed(raft, &mut state_machine);
         for (ticket, state) in raft.take_reads() {
             for read_id in self.reads.remove(&ticket).into_iter().flatten() {
                 state_machine.register_read_state(read_id, state);
@@ -276,121 +253,87 @@ where
             None => Ok(()),
         }
     }
-}
 
-/// Applies what is committed, but for no longer than `limit`, so that heartbeats leave on time; the
-/// rest is left to the next turn.
-fn apply_committed<S, T, D>(state_machine: &mut S, raft: &mut Raft<T, D>, limit: Duration)
-where
-    S: StateMachine<T, D>,
-    T: StateMachineTransition,
-    D: Clone,
-{
-    let began = Instant::now();
-    while !raft.committed().is_empty() && began.elapsed() < limit {
-        let slice = raft.committed();
-        let slice = &slice[..slice.len().min(APPLY_BETWEEN_LOOKS)];
-        for transition in slice {
-            state_machine
-                .register_transition_state(transition.get_id(), TransitionState::Committed);
-            state_machine.apply_transition(transition.clone());
-            state_machine.register_transition_state(transition.get_id(), TransitionState::Applied);
+    /// Applies what is committed, but only for so long that heartbeats leave on time; the rest is
+    /// left to the next turn.
+    fn apply_committed(&self, raft: &mut Raft<T, D>, state_machine: &mut S) {
+        let began = Instant::now();
+        while !raft.committed().is_empty() && began.elapsed() < self.config.heartbeat_timeout / 4 {
+            let slice = raft.committed();
+            let slice = &slice[..slice.len().min(APPLY_BETWEEN_LOOKS)];
+            for transition in slice {
+                let id = || transition.get_id();
+                state_machine.register_transition_state(id(), TransitionState::Committed);
+                state_machine.apply_transition(transition.clone());
+                state_machine.register_transition_state(id(), TransitionState::Applied);
+            }
+            raft.applied(slice.len());
         }
-        raft.applied(slice.len());
     }
 }
 
-/// Locks one of the user's mutexes. One that is poisoned guards something half done.
+/// Locks one of the user's mutexes. A poisoned one guards something half done.
 fn lock<M>(mutex: &Mutex<M>) -> Result<MutexGuard<'_, M>> {
     mutex.lock().map_err(|_| Error::other("a thread has panicked while it held a replica's mutex"))
 }
 
-/// The channels that wake the loop: the user's two, and the timer's.
+/// What wakes the loop: the user's two channels, and the timer's.
 struct Wakeups {
-    recv_msg: Receiver<()>,
-    recv_transition: Receiver<()>,
-    recv_timer: Receiver<()>,
-    wake: Sender<()>,
+    channels: [Receiver<()>; 3],
+    /// Which of them had a notification that is not served yet.
+    due: [bool; 3],
     timer: Timer,
-    /// The wake-up that the timer has in hand: when, and what cancels it if dropped.
+    wake: Sender<()>,
+    /// When the timer is going to wake the loop, and what cancels that if dropped.
     armed: Option<(Duration, Guard)>,
-    /// The timer follows the wall clock, which may be set back: no wait is longer than this.
-    longest: Duration,
-    messages_due: bool,
-    transitions_due: bool,
 }
 
 impl Wakeups {
-    fn new(recv_msg: Receiver<()>, recv_transition: Receiver<()>, longest: Duration) -> Wakeups {
+    fn new(recv_msg: Receiver<()>, recv_transition: Receiver<()>) -> Wakeups {
         let (wake, recv_timer) = bounded(1);
-        let (timer, armed) = (Timer::new(), None);
-        let (messages_due, transitions_due) = (false, false);
-        Wakeups {
-            recv_msg,
-            recv_transition,
-            recv_timer,
-            wake,
-            timer,
-            armed,
-            longest,
-            messages_due,
-            transitions_due,
+        let channels = [recv_msg, recv_transition, recv_timer];
+        Wakeups { channels, due: [false; 3], timer: Timer::new(), wake, armed: None }
+    }
+
+    /// Waits for a notification, and takes all there are: they are tokens, not counts. Ends at
+    /// `wake_at` at the latest if the timer is true, and after `longest` if its clock is set back.
+    fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
+        if wake_at > now {
+            self.arm(now, wake_at);
+        }
+        let mut select = Select::new();
+        for channel in &self.channels {
+            select.recv(channel);
+        }
+        // Says which channel is ready, which the loop below finds out by itself.
+        let _ = select.ready_timeout(if wake_at > now { longest } else { Duration::ZERO });
+        for (channel, due) in self.channels.iter_mut().zip(&mut self.due) {
+            for _ in 0..channel.len().max(1) {
+                match channel.try_recv() {
+                    Err(error) if error.is_disconnected() => *channel = never(),
+                    token => *due |= token.is_ok(),
+                }
+            }
         }
     }
 
-    /// Waits until there is a notification or, by the time `deadline`, nothing; then takes every
-    /// notification there is.
-    fn wait(&mut self, now: Duration, deadline: Duration) {
-        let left = deadline.saturating_sub(now);
-        if !left.is_zero() {
-            self.arm(now, deadline);
-        }
-        select! {
-            recv(self.recv_msg) -> token => {
-                note(token.is_ok(), &mut self.messages_due, &mut self.recv_msg);
-            }
-            recv(self.recv_transition) -> token => {
-                note(token.is_ok(), &mut self.transitions_due, &mut self.recv_transition);
-            }
-            recv(self.recv_timer) -> _ => self.armed = None,
-            default(left.min(self.longest)) => {}
-        }
-        drain(&mut self.recv_msg, &mut self.messages_due);
-        drain(&mut self.recv_transition, &mut self.transitions_due);
-    }
-
-    /// Has the timer wake the loop at `deadline`, unless it does so earlier anyway.
-    fn arm(&mut self, now: Duration, deadline: Duration) {
-        if self.armed.as_ref().is_some_and(|(at, _)| (now..=deadline).contains(at)) {
+    /// Has the timer wake the loop at `wake_at`, unless it does so earlier anyway.
+    fn arm(&mut self, now: Duration, wake_at: Duration) {
+        if self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at)) {
             return;
         }
         let wake = self.wake.clone();
         let wake = move || wake.try_send(()).unwrap_or_default();
         let schedule = |date| self.timer.schedule_with_date(date, wake);
-        // `timer` takes its dates as a type of a crate that it does not re-export: its default value
-        // is the Unix epoch, and a `Duration` can be added to it.
+        // The type of a date is chrono's, which `timer` does not name for us: its default value is
+        // the Unix epoch, and a `Duration` can be added to it.
         let epoch = default_argument(&schedule).to_utc();
-        let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.armed = Some((deadline, schedule(epoch + date + (deadline - now))));
+        let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.armed = Some((wake_at, schedule(epoch + today + (wake_at - now))));
     }
 }
 
 /// The default value of what a function takes.
 fn default_argument<A: Default, R>(_: &impl FnOnce(A) -> R) -> A {
     A::default()
-}
-
-/// Takes note of a token. A disconnected channel is no wake-up, now or ever again.
-fn note(token: bool, due: &mut bool, channel: &mut Receiver<()>) {
-    match token {
-        true => *due = true,
-        false => *channel = never(),
-    }
-}
-
-/// Takes the tokens that are there; many mean no more than one.
-fn drain(channel: &mut Receiver<()>, due: &mut bool) {
-    for _ in 0..channel.len() {
-        *due |= channel.try_recv().is_ok();
-    }
 }

@@ -82,11 +82,7 @@ impl<D> Snapshot<D> {
 
 /// What is replicated. Implementations must be deterministic: the same transitions in the same
 /// order must lead to the same state on every replica.
-pub trait StateMachine<T, D = Vec<u8>>
-where
-    T: StateMachineTransition,
-    D: Clone,
-{
+pub trait StateMachine<T: StateMachineTransition, D: Clone = Vec<u8>> {
     /// Called at each change in the life of a transition; see [`TransitionState`].
     fn register_transition_state(&mut self, transition_id: T::TransitionID, state: TransitionState);
 
@@ -104,22 +100,15 @@ where
         None
     }
 
-    /// Captures the current state, which is the one right after `last_included_index`. Called every
-    /// `snapshot_delta` applied entries if [`Replica::with_snapshots`](crate::Replica::with_snapshots)
-    /// asked for it. The snapshot must carry exactly the index and the term given.
+    /// Captures the current state, which is the one right after the entry at `last_index`, whose
+    /// term is `last_term`; the snapshot must carry exactly these. Called every `snapshot_delta`
+    /// applied entries if [`Replica::with_snapshots`](crate::Replica::with_snapshots) asked for it.
     ///
     /// # Panics
     /// The provided implementation panics, so that asking for snapshots without writing them cannot
     /// pass unnoticed.
-    fn create_snapshot(
-        &mut self,
-        last_included_index: usize,
-        last_included_term: usize,
-    ) -> Snapshot<D> {
-        panic!(
-            "with_snapshots asks for a snapshot at {last_included_index}@{last_included_term}: \
-             implement StateMachine::create_snapshot and StateMachine::set_snapshot"
-        )
+    fn create_snapshot(&mut self, last_index: usize, last_term: usize) -> Snapshot<D> {
+        panic!("with_snapshots needs StateMachine::create_snapshot at {last_index}@{last_term}")
     }
 
     /// Replaces the state by that of the snapshot: at start, or when this replica had fallen behind
@@ -128,11 +117,7 @@ where
     /// # Panics
     /// The provided implementation panics: a state machine that gets snapshots must know them.
     fn set_snapshot(&mut self, snapshot: Snapshot<D>) {
-        panic!(
-            "the cluster uses snapshots (this one covers {}@{}): \
-             implement StateMachine::create_snapshot and StateMachine::set_snapshot",
-            snapshot.last_included_index, snapshot.last_included_term
-        )
+        panic!("a leader uses snapshots: implement set_snapshot for {:?}", snapshot.last())
     }
 
     /// The linearizable reads to confirm, each returned once; polled with the transitions, at any

@@ -31,7 +31,7 @@ pub fn system() -> System {
         kind: Kind::Library,
         about: "the published release, log never compacted",
         package: Some("little_raft"),
-        supports: |scenario| scenario.place != Place::OneThread,
+        supports: |scenario| scenario.place != Place::AllInOne,
         measure: |setup| with_command!(setup.scenario.payload, measure(setup)),
     }
 }

@@ -22,7 +22,7 @@ pub fn system() -> System {
 
 /// A number travels instead of a command, so one payload and one outstanding say it all.
 fn supports(scenario: &Scenario) -> bool {
-    scenario.place == Place::OwnThread
+    scenario.place == Place::OnItsOwn
         && scenario.payload == Payload::Fixed16
         && scenario.outstanding == 1
 }

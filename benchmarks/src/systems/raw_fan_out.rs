@@ -3,7 +3,6 @@
 //! to agree on, nothing to recover from.
 
 use std::collections::VecDeque;
-use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{Kind, System, with_command};
@@ -42,8 +41,22 @@ fn measure_shared<C: Command>(setup: &Setup) -> Result<Measurement, String> {
     measure(setup, [0, 1, 2].map(Replica::<C, Arc<Vec<C>>>::new))
 }
 
-trait Batch<C>: Clone + Deref<Target = Vec<C>> + From<Vec<C>> + Send + 'static {}
-impl<C, B: Clone + Deref<Target = Vec<C>> + From<Vec<C>> + Send + 'static> Batch<C> for B {}
+/// Commands proposed together, cloned or shared when they are sent.
+trait Batch<C>: Clone + From<Vec<C>> + Send + 'static {
+    fn commands(&self) -> &[C];
+}
+
+impl<C: Command> Batch<C> for Vec<C> {
+    fn commands(&self) -> &[C] {
+        self
+    }
+}
+
+impl<C: Command> Batch<C> for Arc<Vec<C>> {
+    fn commands(&self) -> &[C] {
+        self
+    }
+}
 
 enum Message<B> {
     Batch(B),
@@ -73,17 +86,14 @@ impl<C, B> Replica<C, B> {
 impl<C: Command, B: Batch<C>> Replica<C, B> {
     fn apply_one(&mut self, state: &mut State) {
         let Some(batch) = self.batches.pop_front() else { return };
-        for command in batch.iter() {
+        for command in batch.commands() {
             state.apply(command.as_slice());
         }
         self.applied += 1;
     }
 }
 
-impl<C: Command, B: Batch<C>> Node for Replica<C, B>
-where
-    Vec<C>: Into<B>,
-{
+impl<C: Command, B: Batch<C>> Node for Replica<C, B> {
     type Command = C;
     type Message = Message<B>;
 

@@ -162,10 +162,8 @@ impl<C: Command + Into<Bytes>> Node for Replica<C> {
     }
 
     fn propose(&mut self, commands: Vec<C>) {
-        let entries = commands.into_iter().map(|command| Entry {
-            data: command.into(),
-            ..Entry::default()
-        });
+        let entries =
+            commands.into_iter().map(|command| Entry { data: command.into(), ..Entry::default() });
         let mut proposal = Message::default();
         proposal.set_msg_type(MessageType::MsgPropose);
         proposal.from = self.raw.raft.id;
@@ -246,9 +244,8 @@ impl Storage for Log {
         if index == self.compacted {
             return Ok(self.compacted_term);
         }
-        let position = index
-            .checked_sub(self.compacted + 1)
-            .ok_or(Error::Store(StorageError::Compacted))?;
+        let position =
+            index.checked_sub(self.compacted + 1).ok_or(Error::Store(StorageError::Compacted))?;
         let entry = self.entries.get(position as usize);
         entry.map(|entry| entry.term).ok_or(Error::Store(StorageError::Unavailable))
     }

@@ -1,0 +1,82 @@
+//! The command line.
+
+use crate::scenario::Scenario;
+use crate::systems::System;
+
+pub const USAGE: &str = "\
+Usage: cargo run --release -- [FILTER...] [--runs N] [--seconds S] [--quick] [--list]
+
+Measures Little Raft's peers and the limits beside each other, prints tables, and writes
+latest.json, latest.md and pictures into the folder `results`.
+
+FILTER       A part of a measurement's name (leader-thread, own-thread, one-thread, fixed-16,
+             fixed-256, bytes-16, bytes-256, w1, w64, w1024, w16384) or some letters of a system's
+             name. Several must all hold; alternatives are separated by a comma: w1,w64 raw,tikv
+--runs N     How often everything is measured; the tables show medians. Default: 3
+--seconds S  How long each measurement lasts, after warming up. Default: 1
+--quick      The same as --runs 1 --seconds 0.2
+--list       Says what would be measured.
+";
+
+pub enum Action {
+    Help,
+    List(Run),
+    Run(Run),
+    /// Hidden: one measurement, in a child process.
+    Measure {
+        system: String,
+        scenario: String,
+        seconds: f64,
+    },
+}
+
+pub struct Run {
+    pub filters: Vec<String>,
+    pub runs: usize,
+    pub seconds: f64,
+}
+
+pub const MEASURE: &str = "measure-in-this-process";
+
+pub fn parse(arguments: &[String]) -> Result<Action, String> {
+    if let [first, system, scenario, seconds] = arguments
+        && first == MEASURE
+    {
+        let seconds = number("the number of seconds", Some(seconds))?;
+        return Ok(Action::Measure { system: system.clone(), scenario: scenario.clone(), seconds });
+    }
+    let mut run = Run { filters: Vec::new(), runs: 3, seconds: 1.0 };
+    let mut is_list = false;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--help" | "-h" => return Ok(Action::Help),
+            "--list" => is_list = true,
+            "--quick" => (run.runs, run.seconds) = (1, 0.2),
+            "--runs" => run.runs = number("--runs", arguments.next())?,
+            "--seconds" => run.seconds = number("--seconds", arguments.next())?,
+            option if option.starts_with('-') => {
+                return Err(format!("there is no option {option}"));
+            }
+            filter => run.filters.push(filter.to_string()),
+        }
+    }
+    if run.runs == 0 || !(0.01..=600.0).contains(&run.seconds) {
+        return Err("at least one run, and from 0.01 to 600 seconds, are needed".into());
+    }
+    Ok(if is_list { Action::List(run) } else { Action::Run(run) })
+}
+
+fn number<T: std::str::FromStr>(what: &str, argument: Option<&String>) -> Result<T, String> {
+    let text = argument.ok_or(format!("{what} needs a number after it"))?;
+    text.parse().map_err(|_| format!("{what} needs a number, not {text}"))
+}
+
+impl Run {
+    pub fn selects(&self, scenario: &Scenario, system: &System) -> bool {
+        let name = scenario.to_string();
+        let matches =
+            |word: &str| name.split('/').any(|part| part == word) || system.name.contains(word);
+        self.filters.iter().all(|filter| filter.split(',').any(matches))
+    }
+}
