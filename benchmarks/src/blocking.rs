@@ -14,10 +14,12 @@ use crate::client::{Client, Measurement};
 use crate::command::{Command, State};
 use crate::node::REPLICAS;
 use crate::scenario::{Place, Setup};
-use crate::threads::SETTLE;
+use crate::threads::settle;
 
 /// The number of the no-op that a leader begins its term with. The state machine ignores it.
 const NOOP: u64 = u64::MAX;
+/// Between the start of a replica and the next.
+const HEAD_START: Duration = Duration::from_millis(30);
 
 /// A command in the form that the libraries ask for: one type for commands and the no-op, with a
 /// number to be known by.
@@ -33,6 +35,11 @@ impl<C: Command> Transition<C> {
     pub fn number(&self) -> u64 {
         let number = self.0.as_slice()[..8].try_into().expect("a slice of 8 bytes");
         u64::from_le_bytes(number)
+    }
+
+    #[inline]
+    pub fn is_noop(&self) -> bool {
+        self.number() == NOOP
     }
 }
 
@@ -75,7 +82,7 @@ pub struct Machine<C> {
 impl<C: Command> Machine<C> {
     #[inline]
     pub fn apply(&mut self, transition: &Transition<C>) {
-        if transition.number() == NOOP {
+        if transition.is_noop() {
             return;
         }
         self.state.apply(transition.0.as_slice());
@@ -157,12 +164,14 @@ impl<M> Network<M> {
     }
 }
 
+type Shared<T> = Arc<Mutex<T>>;
+
 /// All that an adapter needs to make a replica and to start it in its thread.
 pub struct Parts<C, M> {
     pub id: usize,
     pub peer_ids: Vec<usize>,
-    pub machine: Arc<Mutex<Machine<C>>>,
-    pub network: Arc<Mutex<Network<M>>>,
+    pub machine: Shared<Machine<C>>,
+    pub network: Shared<Network<M>>,
     pub messages: Receiver<()>,
     pub transitions: Receiver<()>,
 }
@@ -178,14 +187,39 @@ where
     C: Command,
     M: Send + 'static,
 {
+    let (leads, halt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (machines, bells) = start_replicas(start, &leads, &halt);
+    wait_for_leader(&leads)?;
+    // Not before: a library may take transitions while it is not the leader, to abandon them.
+    let (load, waiting) = divide(setup.scenario.place, client, &bells[0]);
+    lock(&machines[0]).load = load;
+    bells[0].ring();
+    let client = match waiting {
+        Some(waiting) => Some(waiting.serve(&bells[0])),
+        None => wait_for_client(&machines[0]),
+    };
+    let client = client.expect("the client is somewhere");
+    let read = || machines.iter().map(|machine| lock(machine).state).collect();
+    let states = settle(client.proposed(), read);
+    halt.store(true, Ordering::Relaxed);
+    // The replicas end with the process at the latest, and must not find before that nobody is
+    // left to ring: the published Little Raft panics then.
+    std::mem::forget(bells);
+    client.measurement(states)
+}
+
+/// Gives back the state machines, and the bells for transitions.
+fn start_replicas<C: Command, M: Send + 'static>(
+    start: fn(Parts<C, M>),
+    leads: &Arc<AtomicBool>,
+    halt: &Arc<AtomicBool>,
+) -> (Vec<Shared<Machine<C>>>, Vec<Bell>) {
     let (message_bells, message_rings): (Vec<_>, Vec<_>) =
+        (0..REPLICAS).map(|_| Bell::new()).unzip();
+    let (transition_bells, transition_rings): (Vec<_>, Vec<_>) =
         (0..REPLICAS).map(|_| Bell::new()).unzip();
     let mailbox = |bell| Mailbox { messages: Mutex::new(Vec::new()), bell };
     let mailboxes = Arc::new(message_bells.into_iter().map(mailbox).collect::<Vec<_>>());
-    let (leads, halt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (transition_bells, transition_rings): (Vec<_>, Vec<_>) =
-        (0..REPLICAS).map(|_| Bell::new()).unzip();
-    let leader_bell = &transition_bells[0];
     let mut machines = Vec::new();
     let rings = message_rings.into_iter().zip(transition_rings);
     for (id, (messages, transitions)) in rings.enumerate() {
@@ -197,24 +231,9 @@ where
         let peer_ids = (0..REPLICAS).filter(|peer| *peer != id).collect();
         let parts = Parts { id, peer_ids, machine, network, messages, transitions };
         thread::spawn(move || start(parts));
-        thread::sleep(Duration::from_millis(30));
+        thread::sleep(HEAD_START);
     }
-    wait_for_leader(&leads)?;
-    // Not before: a library may take transitions while it is not the leader, to abandon them.
-    let (load, waiting) = divide(setup.scenario.place, client, leader_bell);
-    lock(&machines[0]).load = load;
-    leader_bell.ring();
-    let client = match waiting {
-        Some(waiting) => Some(waiting.serve(leader_bell)),
-        None => wait_for_client(&machines[0]),
-    };
-    let client = client.expect("the client is somewhere");
-    let states = settle(&machines, client.proposed());
-    halt.store(true, Ordering::Relaxed);
-    // The replicas end with the process at the latest, and must not find before that nobody is
-    // left to ring: the published Little Raft panics then.
-    std::mem::forget(transition_bells);
-    client.measurement(states)
+    (machines, transition_bells)
 }
 
 /// A client that is not in the leader's thread, before it has begun.
@@ -281,18 +300,6 @@ fn wait_for_client<C>(leader: &Mutex<Machine<C>>) -> Option<Client> {
         if let Load::Here { client, .. } = std::mem::replace(&mut machine.load, Load::Nobody) {
             return Some(*client);
         }
-    }
-}
-
-fn settle<C>(machines: &[Arc<Mutex<Machine<C>>>], target: u64) -> Vec<State> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let states: Vec<State> = machines.iter().map(|machine| lock(machine).state).collect();
-        let settled = states.iter().all(|state| state.count >= target);
-        if settled || Instant::now() > deadline {
-            return states;
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

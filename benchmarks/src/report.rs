@@ -138,8 +138,9 @@ impl Report {
         let mut text = format!("# Measured\n\n{}\n\n", self.machine.describe());
         let _ = writeln!(
             text,
-            "Medians of {} runs of {} s. In parentheses: how many times the best library's figure, \
-             and how many times that of `{REFERENCE}`. `w` is how many commands are outstanding.",
+            "Medians; measured {} times, for {} s each. In parentheses: how many times the best \
+             library's figure, and how many times that of `{REFERENCE}`. `w` is how many commands \
+             are outstanding.",
             self.runs, self.seconds
         );
         for place in PLACES {
@@ -157,7 +158,7 @@ impl Report {
         }
         let _ = write!(text, "\n## {}: {}\n", payload.describe(), place.describe());
         let columns: &[Column] = match place {
-            // Nothing runs at the same time there, so a rate or a latency would only repeat the cost.
+            // Nothing runs at the same time there: a rate or a latency would repeat the cost.
             Place::AllInOne => &[COST, MEMORY],
             _ => &[RATE, LATENCY, LATENCY_99TH, COST, MEMORY],
         };
@@ -272,7 +273,8 @@ fn with_unit(value: f64, units: &[(f64, &str)]) -> String {
     let unit = units.iter().find(|(size, _)| value >= *size);
     let (size, name) = unit.copied().unwrap_or((1.0, ""));
     let value = value / size;
-    if value >= 100.0 { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") }
+    let digits = if value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {name}").trim_end().to_string()
 }
 
 fn ratio(value: f64) -> String {

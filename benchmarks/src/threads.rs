@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// A busy replica looks at the clock only once in so many turns.
 const TURNS_PER_CLOCK_READING: u32 = 64;
 /// How long followers may take, after the last command, to apply what the leader applied.
-pub const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(5);
 
 enum Input<N: Node> {
     Message(N::Message),
@@ -33,7 +33,7 @@ enum Load {
 
 /// How a run ends: the client names the count that everybody has to reach, everybody who did is
 /// counted, and then all stop together, so that no follower misses the last messages.
-pub struct Ending {
+struct Ending {
     target: AtomicU64,
     arrived: AtomicUsize,
     stop: AtomicBool,
@@ -111,8 +111,21 @@ fn serve_client<N: Node>(
     client
 }
 
+/// For systems with threads of their own: waits until every state machine, as `read` finds them,
+/// has applied so many commands, or nobody may be expected to any more.
+pub fn settle(target: u64, read: impl Fn() -> Vec<State>) -> Vec<State> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let states = read();
+        if states.iter().all(|state| state.count >= target) || Instant::now() > deadline {
+            return states;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 impl Ending {
-    pub fn new() -> Self {
+    fn new() -> Self {
         Self {
             target: AtomicU64::new(u64::MAX),
             arrived: AtomicUsize::new(0),
@@ -120,7 +133,7 @@ impl Ending {
         }
     }
 
-    pub fn announce(&self, target: u64) {
+    fn announce(&self, target: u64) {
         self.target.store(target, Ordering::Release);
     }
 

@@ -6,11 +6,8 @@
 //! ------------+---------------------------+-----------+-------------+
 //! ```
 
-use crate::raft::LIMIT;
-use crate::storage::Change;
-use crate::{Index, LogId, Membership, Run, Snapshot, Term};
+use crate::{Change, Index, LogId, Membership, Run, Snapshot, Term, raft::LIMIT};
 use std::collections::VecDeque;
-use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 
 /// The entries after `base`, held as the runs in which they were appended.
@@ -25,26 +22,20 @@ pub(crate) struct Log<T> {
     runs: VecDeque<Run<T>>,
     /// The configurations, each with the index from which it holds; of the first that is the end of
     /// the snapshot. One takes effect by being appended, and is reverted by being truncated (§6).
-    memberships: Vec<(Index, Arc<Membership>)>,
+    pub(crate) memberships: Vec<(Index, Arc<Membership>)>,
 }
 
 impl<T: Clone> Log<T> {
-    /// The log as it was saved: it must be in order, without gaps, and reach the snapshot.
-    pub(crate) fn load<D>(saved: &Change<T, D>, initial: Membership) -> Result<Log<T>, Error> {
+    /// The log as it was saved, if it can have been: in order, without gaps, reaching the snapshot.
+    pub(crate) fn load<D>(saved: &Change<T, D>, initial: Membership) -> Option<Log<T>> {
         let snapshot = saved.snapshot.as_ref().map_or(LogId::default(), Snapshot::last);
         let initial = Arc::new(saved.membership.clone().unwrap_or(initial));
-        let (base, memberships) = (saved.compacted, vec![(snapshot.index, initial)]);
-        let runs = VecDeque::new();
-        let mut log = Log { base, saved: base.index, truncated: None, runs, memberships };
-        let in_order =
-            log.splice(base, saved.runs.clone(), saved.term, 0) && base.term <= saved.term;
-        if !in_order || !log.holds(snapshot) || saved.term.max(log.last().index) >= LIMIT {
-            let (term, last) = (saved.term, log.last());
-            let error = format!("no replica saves {base:?}, {snapshot:?}, {last:?} in term {term}");
-            return Err(Error::new(ErrorKind::InvalidData, error));
-        }
-        log.set_saved();
-        Ok(log)
+        let (base, truncated, runs) = (saved.compacted, None, VecDeque::new());
+        let memberships = vec![(snapshot.index, initial)];
+        let mut log = Log { base, saved: base.index, truncated, runs, memberships };
+        let fits = base.term <= saved.term && log.splice(base, saved.runs.clone(), saved.term, 0);
+        log.saved = log.last().index;
+        (fits && log.holds(snapshot) && saved.term.max(log.saved) < LIMIT).then_some(log)
     }
 
     /// The last entry, or the base if there is none.
@@ -52,17 +43,11 @@ impl<T: Clone> Log<T> {
         self.runs.back().map_or(self.base, Run::last)
     }
 
-    /// The index at which the latest snapshot ends, and the configuration there.
-    pub(crate) fn snapshot(&self) -> &(Index, Arc<Membership>) {
-        &self.memberships[0]
-    }
-
     /// The entry at an index; nothing if it is compacted or not there.
     pub(crate) fn entry(&self, index: Index) -> Option<LogId> {
-        match index <= self.base.index {
-            true => Some(self.base).filter(|base| base.index == index),
-            false => self.run_at(index).map(|run| LogId { term: run.term, index }),
-        }
+        let run = self.runs.get(self.place(index)).filter(|_| index > self.base.index);
+        let base = Some(self.base).filter(|base| base.index == index);
+        run.map(|run| LogId { term: run.term, index }).or(base)
     }
 
     /// Whether the log holds exactly this entry, and so everything that came before it (§5.3).
@@ -80,9 +65,12 @@ impl<T: Clone> Log<T> {
 
     /// Appends a run that [follows](Run::follows) the last entry.
     pub(crate) fn append(&mut self, run: Run<T>) {
-        let snapshot = self.memberships[0].0;
-        if let Some(membership) = run.membership.clone().filter(|_| run.first > snapshot) {
-            self.memberships.push((run.first, membership));
+        match run.membership.clone() {
+            Some(membership) if run.first > self.memberships[0].0 => {
+                self.memberships.push((run.first, membership));
+            }
+            Some(membership) => self.memberships[0].1 = membership,
+            None => {}
         }
         self.runs.push_back(run);
     }
@@ -92,44 +80,33 @@ impl<T: Clone> Log<T> {
     /// it (§5.3). False if no leader can have sent that: it is out of order, or would remove what is
     /// committed.
     pub(crate) fn splice(
-        &mut self,
-        mut prev: LogId,
-        runs: Vec<Run<T>>,
-        term: Term,
-        commit: Index,
+        &mut self, mut prev: LogId, runs: Vec<Run<T>>, term: Term, commit: Index,
     ) -> bool {
         for run in runs {
-            if !run.follows(prev, term) {
+            let last = run.last();
+            let mut indexes = run.first.max(self.base.index + 1)..=last.index;
+            let new = indexes.find(|&index| !self.holds(LogId { index, ..last }));
+            if !run.follows(prev, term) || new.is_some_and(|from| from <= commit) {
                 return false;
-            }
-            prev = run.last();
-            let (held, last) = (self.backtrack(prev), self.last().index);
-            let agrees = held.term == run.term || held == self.base;
-            let from = run.first.max(if agrees { held.index + 1 } else { 0 });
-            if from <= last && from <= prev.index {
-                if from <= commit {
-                    return false;
-                }
+            } else if let Some(from) = new {
                 self.truncate(from);
+                self.append(run.slice(from, last.index));
             }
-            if from <= prev.index {
-                self.append(run.slice(from, Index::MAX));
-            }
+            prev = last;
         }
         true
     }
 
-    /// Removes the entries from index `from` on, which lies above the base.
+    /// Removes the entries from index `from` on, which lies above the base, if there are any.
     fn truncate(&mut self, from: Index) {
-        while let Some(run) = self.runs.pop_back() {
+        while let Some(run) = self.runs.pop_back_if(|run| run.last().index >= from) {
+            self.memberships.retain(|(index, _)| *index < from);
+            self.truncated = Some(from.min(self.truncated.unwrap_or(from)));
             if run.first < from {
                 self.runs.push_back(run.slice(run.first, from - 1));
-                break;
             }
         }
-        self.memberships.retain(|(index, _)| *index < from);
         self.saved = self.saved.min(from - 1);
-        self.truncated = Some(from.min(self.truncated.unwrap_or(from)));
     }
 
     /// Forgets the entries up to index `to`, and the configurations before that of the snapshot.
@@ -138,7 +115,7 @@ impl<T: Clone> Log<T> {
         self.memberships.drain(..covered - 1);
         self.memberships[0].0 = snapshot;
         self.base = self.entry(to).unwrap_or(self.base);
-        self.runs.drain(..self.runs.partition_point(|run| run.last().index <= self.base.index));
+        self.runs.drain(..self.place(self.base.index + 1));
     }
 
     /// Replaces the whole log by the end of a snapshot.
@@ -152,27 +129,17 @@ impl<T: Clone> Log<T> {
     /// The entries from index `from` on: as many whole runs as have at most `limit` entries
     /// together, or the beginning of the first if that alone is longer.
     pub(crate) fn slice(&self, from: Index, limit: usize) -> Vec<Run<T>> {
-        let to = from + limit - 1;
-        let from_there = self.runs.range(self.place(from)..);
-        let fitting =
-            from_there.enumerate().take_while(|(n, run)| *n == 0 || run.last().index <= to);
+        let (to, runs) = (from + limit - 1, self.runs.range(self.place(from)..));
+        let fitting = runs.enumerate().take_while(|(n, run)| *n == 0 || run.last().index <= to);
         fitting.map(|(_, run)| run.slice(from, to)).collect()
     }
 
-    /// The transitions that lie in one run from index `from` up to `to` at most; none if there is a
+    /// The transitions from index `from` up to `to` at most that lie in one run; none if that is a
     /// configuration.
     pub(crate) fn transitions(&self, from: Index, to: Index) -> &[T] {
-        match self.run_at(from) {
-            Some(run) if from <= to && run.membership.is_none() => {
-                &run.transitions[from - run.first..=to.min(run.last().index) - run.first]
-            }
-            _ => &[],
-        }
-    }
-
-    /// Everything is saved.
-    pub(crate) fn set_saved(&mut self) {
-        (self.saved, self.truncated) = (self.last().index, None);
+        let run = self.runs.get(self.place(from));
+        let part = |it: &Run<T>| from - it.first..it.transitions.len().min(to + 1 - it.first);
+        run.and_then(|run| run.transitions.get(part(run))).unwrap_or_default()
     }
 
     /// The configuration in force, which is the last, committed or not (§6), and since which index.
@@ -186,15 +153,12 @@ impl<T: Clone> Log<T> {
         &self.memberships[after.saturating_sub(1)..]
     }
 
-    fn run_at(&self, index: Index) -> Option<&Run<T>> {
-        self.runs.get(self.place(index)).filter(|_| index > self.base.index)
-    }
-
     /// The place among the runs of the one that holds an index; their number if none does.
     fn place(&self, index: Index) -> usize {
         match self.runs.back() {
-            Some(run) if run.last().index < index => self.runs.len(),
-            Some(run) if run.first <= index => self.runs.len() - 1,
+            Some(it) if it.first <= index => {
+                self.runs.len() - usize::from(it.last().index >= index)
+            }
             _ => self.runs.partition_point(|run| run.last().index < index),
         }
     }

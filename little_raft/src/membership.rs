@@ -20,16 +20,6 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Whether a change of voters is underway.
-    pub fn is_joint(&self) -> bool {
-        !self.outgoing.is_empty()
-    }
-
-    /// Whether a replica counts, in either half.
-    pub fn is_voter(&self, id: ReplicaID) -> bool {
-        self.voters.contains(&id) || self.outgoing.contains(&id)
-    }
-
     /// Everybody who receives the log.
     pub fn members(&self) -> BTreeSet<ReplicaID> {
         self.voters.iter().chain(&self.outgoing).chain(&self.learners).copied().collect()
@@ -46,7 +36,7 @@ impl Membership {
             // Of five sorted values the third is reached by three. No voters reach nothing.
             values.len().checked_sub(1).map_or(V::default(), |end| values[end / 2])
         };
-        let reached = reached_by_majority(&self.voters);
-        if self.is_joint() { reached.min(reached_by_majority(&self.outgoing)) } else { reached }
+        let (reached, joint) = (reached_by_majority(&self.voters), !self.outgoing.is_empty());
+        if joint { reached.min(reached_by_majority(&self.outgoing)) } else { reached }
     }
 }

@@ -1,4 +1,5 @@
 //! The vocabulary: positions in the log, runs of entries, and what replicas say to each other.
+#![allow(missing_docs)] // The fields of a message are explained by the message.
 
 use crate::{Membership, ReplicaID, Snapshot};
 use std::sync::Arc;
@@ -40,27 +41,24 @@ impl<T: Clone> Run<T> {
     /// The last entry.
     pub fn last(&self) -> LogId {
         let len = self.transitions.len() + usize::from(self.membership.is_some());
-        LogId { term: self.term, index: (self.first + len).saturating_sub(1) }
+        LogId { term: self.term, index: self.first.saturating_add(len).saturating_sub(1) }
     }
 
     /// The part from index `from` up to and including `to`, which must overlap the run. Shared if it
     /// is the whole, copied, which is rare, if not.
     pub fn slice(&self, from: Index, to: Index) -> Run<T> {
         let (first, last) = (from.max(self.first), to.min(self.last().index));
-        let mut part = Run { first, ..self.clone() };
-        if last - first + 1 < self.transitions.len() {
-            part.transitions =
-                self.transitions[first - self.first..=last - self.first].to_vec().into();
-        }
-        part
+        let part = || self.transitions[first - self.first..=last - self.first].to_vec().into();
+        let whole = last - first + 1 >= self.transitions.len();
+        let transitions = if whole { self.transitions.clone() } else { part() };
+        Run { first, term: self.term, transitions, membership: self.membership.clone() }
     }
 
     /// Whether the run may come right after an entry in a log of this term: it is one thing or the
     /// other, its index is the next, and its term fits in between.
     pub(crate) fn follows(&self, prev: LogId, term: Term) -> bool {
-        let is_one_thing = self.transitions.is_empty() == self.membership.is_some();
-        let fits = self.term > 0 && (prev.term..=term).contains(&self.term);
-        is_one_thing && fits && self.first == prev.index + 1
+        let fits = (prev.term.max(1)..=term).contains(&self.term) && self.first == prev.index + 1;
+        fits && self.transitions.is_empty() == self.membership.is_some()
     }
 }
 
@@ -75,7 +73,6 @@ pub type Round = Duration;
 /// users ask of the leader, at whichever replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[allow(missing_docs)]
 pub enum Message<T, D = Vec<u8>> {
     Protocol { from_id: ReplicaID, term: Term, body: Body<T, D> },
     Request(Request),
@@ -85,7 +82,6 @@ pub enum Message<T, D = Vec<u8>> {
 /// it is the term that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[allow(missing_docs)]
 pub enum Body<T, D = Vec<u8>> {
     /// A candidate, whose log ends with `last`, asks for a vote (§5.2). If `pre`, it only asks
     /// whether it would get it (thesis §9.6). If `transfer`, the leader asked it to stand, so that
@@ -117,7 +113,6 @@ pub enum Body<T, D = Vec<u8>> {
 /// [`Message::transfer_leadership`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[allow(missing_docs)]
 pub enum Request {
     ChangeMembership { voters: Vec<ReplicaID>, learners: Vec<ReplicaID> },
     TransferLeadership { to_id: ReplicaID },
@@ -129,8 +124,8 @@ impl<T, D> Message<T, D> {
     /// any replica.
     ///
     /// It is refused, with a warning in the log, while an earlier change is underway, before the
-    /// leader has committed an entry of its own term, if there is no voter, or if a replica is named
-    /// twice.
+    /// leader has committed an entry of its own term, while it hands its leadership over, or if nobody
+    /// would vote. Who votes need not be named as a learner too.
     pub fn change_membership(voters: Vec<ReplicaID>, learners: Vec<ReplicaID>) -> Self {
         Message::Request(Request::ChangeMembership { voters, learners })
     }

@@ -18,18 +18,11 @@
 //!
 //! Nothing that promises anything leaves before what it promises is durable.
 
-use crate::log::Log;
-use crate::message::{Body, Message, Run};
-use crate::reads::Reads;
-use crate::replication::{Leading, Progress};
-use crate::storage::Change;
-use crate::{Index, LogId, Membership, ReplicaID, Snapshot, Term};
-use crate::{StateMachineTransition, TransitionAbandonedReason};
-use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::TransitionAbandonedReason::NotLeader;
+use crate::{log::Log, reads::Read, replication::Leading, *};
+use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 use std::io::{Error, ErrorKind};
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Entries that one message holds at most.
 pub(crate) const MAX_BATCH: usize = 1024;
@@ -41,8 +34,12 @@ const MAX_UNAPPLIED: usize = 64 * MAX_BATCH;
 /// never overflows.
 pub(crate) const LIMIT: usize = usize::MAX / 2;
 
+/// What a configuration must fulfil.
+const SENSIBLE: &str = "peers other than this replica, and 0 < heartbeat timeout < least election \
+     timeout <= greatest, and clock drift < least election timeout";
+
 /// What one replica is told about itself and its cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// This replica.
     pub id: ReplicaID,
@@ -62,22 +59,6 @@ pub struct Config {
     pub joining: bool,
     /// Where randomness comes from. Must differ between replicas and between starts.
     pub seed: u64,
-}
-
-impl Config {
-    fn check(&self) -> Result<(), Error> {
-        let (least, greatest) = self.election_timeout_range;
-        let drift = self.max_clock_drift.unwrap_or_default();
-        let mistakes = [
-            (self.peer_ids.contains(&self.id), "peer_ids must name the other replicas only"),
-            (self.heartbeat_timeout.is_zero(), "heartbeat_timeout must be above zero"),
-            (least <= self.heartbeat_timeout, "election timeouts must be above the heartbeat's"),
-            (least > greatest, "election_timeout_range must go from the least to the greatest"),
-            (least <= drift, "max_clock_drift must be below the least election timeout"),
-        ];
-        let mistake = mistakes.iter().find(|(made, _)| *made);
-        mistake.map_or(Ok(()), |(_, rule)| Err(Error::new(ErrorKind::InvalidInput, *rule)))
-    }
 }
 
 /// The part a replica plays.
@@ -136,7 +117,7 @@ pub struct Outputs<T, D = Vec<u8>> {
     pub restore: Option<Snapshot<D>>,
     /// What this replica has appended as the leader.
     pub queued: Vec<Run<T>>,
-    /// What was once queued here and will, as is now certain, not be applied on that account.
+    /// What was proposed here and will, as is now certain, not be applied on that account.
     pub abandoned: Vec<(T, TransitionAbandonedReason)>,
     /// How things are, if role, term, leader or configuration are new, or it is time to say so.
     pub status: Option<Status>,
@@ -156,9 +137,8 @@ impl<T, D> Default for Outputs<T, D> {
 /// library and panics with the law it broke:
 ///
 /// * base ≤ snapshot ≤ applied ≤ commit ≤ last;
-/// * no entry has a term above the replica's, and what is committed keeps its term;
-/// * the term and the commit index never fall;
-/// * within a term, the vote and the leader are set at most once;
+/// * no entry has a term above the replica's;
+/// * what is committed is never removed, which the log itself sees to;
 /// * a leader voted for itself, and for each peer matched < next ≤ last + 1.
 #[derive(Clone, Debug)]
 pub struct Raft<T, D = Vec<u8>> {
@@ -176,27 +156,22 @@ pub struct Raft<T, D = Vec<u8>> {
     pub(crate) voted_for: Option<ReplicaID>,
     pub(crate) role: Role,
     pub(crate) leader: Option<ReplicaID>,
-    /// A candidate's votes.
-    pub(crate) votes: BTreeSet<ReplicaID>,
-    /// What belongs to a leadership.
+    /// What belongs to a candidacy or a leadership, and ends with it.
     pub(crate) leading: Leading,
     pub(crate) log: Log<T>,
     pub(crate) commit: Index,
     pub(crate) applied: Index,
     pub(crate) snapshot: Option<Snapshot<D>>,
 
-    pub(crate) reads: Reads,
+    pub(crate) reads: Vec<Read>,
     /// What this replica queued in leaderships that are over, and whose fate is not known yet.
     pub(crate) orphans: BTreeMap<LogId, T>,
     pub(crate) outputs: Outputs<T, D>,
     /// The term, vote and snapshot that are saved; nothing before the first save.
     durable: Option<(Term, Option<ReplicaID>, Index)>,
-    /// What was last told: term, role, leader, and the entry of the configuration. And when to tell
-    /// it again.
-    told: (Term, Role, Option<ReplicaID>, LogId),
+    /// What was last told: term, role, leader and configuration. And when to tell it again.
+    told: (Term, Role, Option<ReplicaID>, Index),
     tell_at: Duration,
-    /// The vote and the last committed entry that the last check saw.
-    checked: (Option<ReplicaID>, LogId),
 }
 
 impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
@@ -209,15 +184,21 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// `InvalidInput` if the configuration makes no sense, `InvalidData` if no Raft can have saved
     /// this.
     pub fn new(config: Config, noop: T, saved: Change<T, D>, now: Duration) -> Result<Self, Error> {
-        config.check()?;
-        let known = config.peer_ids.iter().copied().chain([config.id]);
-        let voters = if config.joining { BTreeSet::new() } else { known.collect() };
-        let log = Log::load(&saved, Membership { voters, ..Membership::default() })?;
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(config.seed);
-        let (start, _) = *log.snapshot();
+        let ((least, greatest), id) = (config.election_timeout_range, config.id);
+        let rising = config.heartbeat_timeout < least && least <= greatest;
+        let sensible =
+            rising && !config.heartbeat_timeout.is_zero() && !config.peer_ids.contains(&id);
+        if !sensible || config.max_clock_drift >= Some(least) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{SENSIBLE}: {config:?}")));
+        }
+        let voters = config.peer_ids.iter().copied().chain([id]).filter(|_| !config.joining);
+        let initial = Membership { voters: voters.collect(), ..Membership::default() };
+        let unlike_any =
+            Error::new(ErrorKind::InvalidData, "no replica has ever saved such a state");
+        let log = Log::load(&saved, initial).ok_or(unlike_any)?;
+        let start = log.memberships[0].0;
         let mut raft = Raft {
-            reads: Reads { next: random.random(), ..Reads::default() },
-            random,
+            random: Xoshiro256PlusPlus::seed_from_u64(config.seed),
             now,
             deadline: now,
             heard: config.max_clock_drift.map(|_| now),
@@ -227,18 +208,17 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             voted_for: saved.voted_for,
             role: Role::Follower,
             leader: None,
-            votes: BTreeSet::new(),
             leading: Leading::default(),
             log,
             commit: start,
             applied: start,
             snapshot: saved.snapshot,
+            reads: Vec::new(),
             orphans: BTreeMap::new(),
             outputs: Outputs::default(),
             durable: saved.membership.map(|_| (saved.term, saved.voted_for, start)),
-            told: (0, Role::Follower, None, LogId::default()),
+            told: (0, Role::Follower, None, 0),
             tell_at: now,
-            checked: (None, LogId::default()),
         };
         raft.reset_election_timer();
         Ok(raft)
@@ -249,50 +229,45 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn step(&mut self, now: Duration, message: Message<T, D>) {
         self.now = self.now.max(now);
         match message {
-            Message::Request(request) => self.on_request(request),
-            Message::Protocol { from_id, term, body }
-                if from_id != self.config.id && term < LIMIT =>
-            {
-                self.receive(from_id, term, body);
-            }
-            _ => log::warn!("{}: dropped a message that no replica sends", self.config.id),
+            Message::Request(request) => self.on_request(request, false),
+            Message::Protocol { from_id, term, body } => self.receive(from_id, term, body),
         }
     }
 
     /// The term gate (§5.1): the one place where a message may raise the term, and where one of an
     /// older term ends, its sender told of the newer.
-    fn receive(&mut self, from_id: ReplicaID, term: Term, body: Body<T, D>) {
+    fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
         match body {
+            _ if from == self.config.id || term >= LIMIT => {}
             // Pre-votes are about a term that nobody is in yet; these others are true at any term.
-            Body::RequestVote { pre: true, last, .. } => self.on_pre_vote(from_id, term, last),
-            Body::Vote { pre: true, granted: true } => {
-                self.on_vote(from_id, term, Role::PreCandidate)
-            }
-            Body::ReadIndex { context } => self.on_read_index(from_id, context),
+            Body::RequestVote { pre: true, last, .. } => self.judge(from, term, true, false, last),
+            Body::Vote { pre: true, granted: true } => self.on_vote(from, term, Role::PreCandidate),
+            Body::ReadIndex { context } => self.on_read_index(from, context),
             Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
-            Body::Request(request) => self.serve(request),
+            Body::Request(request) => self.on_request(request, true),
             Body::RequestVote { transfer: false, .. } if term > self.term && self.has_leader() => {}
-            _ if term < self.term => self.send(from_id, Body::Vote { pre: false, granted: false }),
+            _ if term < self.term => self.send(from, Body::Vote { pre: false, granted: false }),
             _ if term > self.term => {
                 self.enter(term, Role::Follower, None);
-                self.receive(from_id, term, body);
+                self.receive(from, term, body);
             }
             Body::RequestVote { transfer, last, .. } => {
-                self.on_request_vote(from_id, transfer, last)
+                self.judge(from, term, false, transfer, last)
             }
-            Body::Vote { pre: false, granted: true } => {
-                self.on_vote(from_id, term, Role::Candidate)
-            }
-            Body::AppendEntries { prev, runs, commit, round } if self.heed(from_id) => {
+            Body::Vote { pre: false, granted: true } => self.on_vote(from, term, Role::Candidate),
+            Body::AppendEntries { prev, runs, commit, round } if self.heed(from) => {
                 let result = self.on_append_entries(prev, runs, commit);
-                self.send(from_id, Body::Appended { result, round });
+                self.send(from, Body::Appended { result, round });
             }
-            Body::InstallSnapshot { snapshot, membership, round } if self.heed(from_id) => {
+            Body::InstallSnapshot { snapshot, membership, round } if self.heed(from) => {
                 let result = Ok(self.on_install_snapshot(snapshot, membership));
-                self.send(from_id, Body::Appended { result, round });
+                self.send(from, Body::Appended { result, round });
             }
-            Body::Appended { result, round } => self.on_appended(from_id, result, round),
-            Body::TimeoutNow => self.on_timeout_now(from_id),
+            Body::Appended { result, round } => self.on_appended(from, result, round),
+            // The leader asks for it: no pre-vote, which the others would refuse while they hear it.
+            Body::TimeoutNow if self.leader == Some(from) && self.may_campaign() => {
+                self.campaign(Role::Candidate, true);
+            }
             _ => {}
         }
     }
@@ -301,28 +276,28 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// greater term clears the vote.
     pub(crate) fn enter(&mut self, term: Term, role: Role, leader: Option<ReplicaID>) {
         if self.role == Role::Leader {
-            for run in self.log.slice(self.applied + 1, LIMIT) {
-                let own = (run.first..).map(|index| LogId { term: run.term, index });
-                let own = own.filter(|id| id.term == self.term);
-                self.orphans.extend(own.zip(run.transitions.iter().cloned()));
+            for run in self.log.slice(self.leading.first.max(self.applied + 1), LIMIT) {
+                let ids = (run.first..).map(|index| LogId { term: run.term, index });
+                self.orphans.extend(ids.zip(run.transitions.iter().cloned()));
             }
             self.reset_election_timer();
         }
         self.voted_for = self.voted_for.filter(|_| term == self.term);
         (self.term, self.role, self.leader) = (term, role, leader);
-        (self.votes, self.leading) = (BTreeSet::new(), Leading::default());
-        self.reads.abandon_unanswered(self.commit);
+        self.leading = Leading::default();
     }
 
     /// Lets time pass. To be called at [`deadline`](Self::deadline) at the latest, and after the
     /// messages that have arrived.
     pub fn tick(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        self.reads.abandon_overdue(self.now);
         match self.role {
             _ if self.now < self.deadline => {}
             Role::Leader => self.on_heartbeat_timeout(),
-            _ => self.on_election_timeout(),
+            // Even after an election that led to nothing a pre-vote comes next, so that terms do not
+            // rise in vain (thesis §9.6).
+            _ if self.may_campaign() => self.campaign(Role::PreCandidate, false),
+            _ => self.reset_election_timer(),
         }
     }
 
@@ -331,20 +306,17 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.deadline
     }
 
-    /// Appends transitions to the log.
-    ///
-    /// # Errors
-    /// Gives them back if this replica does not lead or is handing its leadership over.
-    pub fn propose(&mut self, transitions: Vec<T>) -> Result<(), Vec<T>> {
-        if self.role != Role::Leader || self.leading.transfer.is_some() {
-            return Err(transitions);
-        }
+    /// Appends transitions to the log. They are abandoned if this replica does not lead or is
+    /// handing its leadership over.
+    pub fn propose(&mut self, transitions: Vec<T>) {
         let mut rest = transitions.into_iter();
+        if self.role != Role::Leader || self.leading.transfer.is_some() {
+            self.outputs.abandoned.extend(rest.by_ref().map(|it| (it, NotLeader)));
+        }
         while rest.len() > 0 {
             let batch = rest.by_ref().take(MAX_BATCH).collect();
             self.append_as_leader(batch, None);
         }
-        Ok(())
     }
 
     /// Whether more transitions should be asked for. A leader with too much underway says no and
@@ -360,7 +332,12 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn outputs(&mut self) -> Outputs<T, D> {
         self.lead();
         self.check();
-        let (snapshot, membership) = self.log.snapshot();
+        let news = (self.term, self.role, self.leader, self.log.membership().0);
+        if news != self.told || self.now >= self.tell_at {
+            self.outputs.status = Some(self.status());
+            (self.told, self.tell_at) = (news, self.now + self.config.heartbeat_timeout);
+        }
+        let (snapshot, membership) = &self.log.memberships[0];
         let promised = Some((self.term, self.voted_for, *snapshot));
         let renewed = self.durable.is_none_or(|(.., saved)| saved != *snapshot);
         if self.log.saved < self.log.last().index || promised != self.durable {
@@ -370,7 +347,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 truncate_from: self.log.truncated,
                 compacted: self.log.base,
                 runs: self.log.slice(self.log.saved + 1, LIMIT),
-                snapshot: self.snapshot.clone().filter(|_| renewed),
+                snapshot: self.snapshot.as_ref().filter(|_| renewed).cloned(),
                 membership: renewed.then(|| Membership::clone(membership)),
             });
             self.durable = promised;
@@ -380,7 +357,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
 
     /// Tells that the change of the last outputs is durable.
     pub fn saved(&mut self) {
-        self.log.set_saved();
+        (self.log.saved, self.log.truncated) = (self.log.last().index, None);
         self.advance_commit();
     }
 
@@ -401,24 +378,19 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
 
     /// The position at which it is time for a snapshot: right after what is applied.
     pub fn snapshot_due(&self) -> Option<LogId> {
-        let (delta, since) = (self.config.snapshot_delta, self.applied - self.log.snapshot().0);
-        self.log.entry(self.applied).filter(|_| delta > 0 && since >= delta)
+        let (delta, since) = (self.config.snapshot_delta, self.applied - self.log.memberships[0].0);
+        let known = !self.log.memberships_from(self.applied)[0].1.voters.is_empty();
+        self.log.entry(self.applied).filter(|_| delta > 0 && since >= delta && known)
     }
 
-    /// Takes a snapshot of what is applied, and forgets what it covers but for a part that slow
-    /// followers may need.
-    ///
-    /// # Errors
-    /// `InvalidInput` if it is not at the position where it was due.
-    pub fn compact(&mut self, snapshot: Snapshot<D>) -> Result<(), Error> {
-        if Some(snapshot.last()) != self.snapshot_due() {
-            let error = format!("create_snapshot was not asked for one at {:?}", snapshot.last());
-            return Err(Error::new(ErrorKind::InvalidInput, error));
+    /// Takes a snapshot, if it is of where one was due, and forgets what it covers but for a part
+    /// that slow followers may need.
+    pub fn compact(&mut self, snapshot: Snapshot<D>) {
+        if Some(snapshot.last()) == self.snapshot_due() {
+            let kept = self.applied.saturating_sub(self.config.snapshot_delta);
+            self.log.compact(self.applied, kept.min(self.needed_by_receivers()));
+            self.snapshot = Some(snapshot);
         }
-        let kept = self.applied.saturating_sub(self.config.snapshot_delta);
-        self.log.compact(self.applied, kept.min(self.needed_by_receivers()));
-        self.snapshot = Some(snapshot);
-        Ok(())
     }
 
     /// How things are now.
@@ -438,48 +410,32 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// Checks the laws that [`Raft`] lists, and tells what is new.
-    fn check(&mut self) {
-        let ((term, _, leader, _), (vote, committed)) = (self.told, self.checked);
-        let (last, base, new_term) = (self.log.last(), self.log.base, self.term > term);
-        let order = [base.index, self.log.snapshot().0, self.applied, self.commit, last.index];
-        let kept = self.log.entry(committed.index).is_none_or(|entry| entry == committed);
-        let same_leader = leader.zip(self.leader).is_none_or(|(was, is)| was == is);
-        let own_vote = self.voted_for == Some(self.config.id);
-        let mut peers = self.leading.peers.values();
-        let in_reach = peers.all(|it| it.matched < it.next && it.next <= last.index + 1);
-        let laws = [
-            (order.is_sorted(), "base ≤ snapshot ≤ applied ≤ commit ≤ last"),
-            (last.term <= self.term && term <= self.term, "terms never fall"),
-            (committed.index <= self.commit && kept, "what is committed stays committed"),
-            (new_term || vote.is_none() || vote == self.voted_for, "one vote in a term"),
-            (new_term || same_leader, "one leader in a term"),
-            (own_vote || self.role != Role::Leader, "a leader voted for itself"),
-            (in_reach, "matched < next ≤ last + 1"),
-        ];
-        for (holds, law) in laws {
-            assert!(holds, "{law}: {:?} {:?} {:?}", self.told, self.checked, self.status());
-        }
-        self.checked = (self.voted_for, self.log.entry(self.commit).unwrap_or_default());
-        let configured = self.log.entry(self.log.membership().0).unwrap_or_default();
-        let news = (self.term, self.role, self.leader, configured);
-        if news != self.told || self.now >= self.tell_at {
-            self.outputs.status = Some(self.status());
-            (self.told, self.tell_at) = (news, self.now + self.config.heartbeat_timeout);
-        }
+    /// Checks the laws that [`Raft`] lists.
+    fn check(&self) {
+        let (id, last, snapshot) = (self.config.id, self.log.last(), self.log.memberships[0].0);
+        let order = [self.log.base.index, snapshot, self.applied, self.commit, last.index];
+        assert!(order.is_sorted(), "{id}: base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?}");
+        assert!(last.term <= self.term, "{id}: {last:?} is of a term after {}", self.term);
+        let own_vote = self.role != Role::Leader || self.voted_for == Some(id);
+        assert!(own_vote, "{id}: leads without its own vote");
+        let peers = &self.leading.peers;
+        let mut in_order =
+            peers.values().map(|it| it.matched < it.next && it.next <= last.index + 1);
+        assert!(in_order.all(|it| it), "{id}: matched < next ≤ last + 1: {last:?} {peers:?}");
     }
 
     /// Sends a message in the current term.
-    pub(crate) fn send(&mut self, to_id: ReplicaID, body: Body<T, D>) {
-        self.send_at(to_id, self.term, body);
+    pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
+        self.send_at(to, self.term, body);
     }
 
-    /// Sends a message. Everything waits for the save but appends: they promise nothing that is not
-    /// durable, if only the term is (thesis §10.2.1).
-    pub(crate) fn send_at(&mut self, to_id: ReplicaID, term: Term, body: Body<T, D>) {
-        let is_append = matches!(body, Body::AppendEntries { .. });
-        let early = is_append && self.durable.is_some_and(|(saved, ..)| saved == term);
+    /// Sends a message to another replica. Everything waits for the save but appends: they promise
+    /// nothing that is not durable, if only the term is (thesis §10.2.1).
+    pub(crate) fn send_at(&mut self, to: ReplicaID, term: Term, body: Body<T, D>) {
+        let early = matches!(body, Body::AppendEntries { .. })
+            && self.durable.is_some_and(|(saved, ..)| saved == term);
+        let message = Message::Protocol { from_id: self.config.id, term, body };
         let queue = if early { &mut self.outputs.appends } else { &mut self.outputs.messages };
-        queue.push((to_id, Message::Protocol { from_id: self.config.id, term, body }));
+        queue.extend((to != self.config.id).then_some((to, message)));
     }
 }

@@ -5,37 +5,20 @@
 //! a quorum has echoed a round that began later, or because its lease has not run out. The read is
 //! ready, wherever it was asked, when that index is applied there.
 
-use crate::message::Body;
-use crate::raft::{Raft, Role};
-use crate::{Index, ReadState, ReplicaID, StateMachineTransition};
+use crate::*;
+use rand::RngExt;
 use std::time::Duration;
 
-/// The reads asked at this replica.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Reads {
-    /// The next ticket. Starts at random, so that a late answer to an earlier life of this replica
-    /// answers nothing.
-    pub(crate) next: u64,
-    /// Tickets with the leader's answer, once there, and when to stop waiting for it.
-    pub(crate) waiting: Vec<(u64, Option<Index>, Duration)>,
-    pub(crate) done: Vec<(u64, ReadState)>,
-}
-
-impl Reads {
-    /// Abandons the reads that only the leader of the past could have brought to an end.
-    pub(crate) fn abandon_unanswered(&mut self, commit: Index) {
-        self.end(ReadState::Abandoned, |index, _| index.is_none_or(|index| index > commit));
-    }
-
-    /// Abandons the reads whose question or answer must be lost.
-    pub(crate) fn abandon_overdue(&mut self, now: Duration) {
-        self.end(ReadState::Abandoned, |index, overdue_at| index.is_none() && overdue_at <= now);
-    }
-
-    fn end(&mut self, state: ReadState, ends: impl Fn(Option<Index>, Duration) -> bool) {
-        let ended = self.waiting.extract_if(.., |(_, index, overdue_at)| ends(*index, *overdue_at));
-        self.done.extend(ended.map(|(ticket, ..)| (ticket, state)));
-    }
+/// A read asked at this replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Read {
+    /// Drawn at random, so that a late answer to an earlier life of this replica answers nothing.
+    ticket: u64,
+    /// The leader that was asked, in its term.
+    leader: Option<(Term, ReplicaID)>,
+    /// Its answer, and when to stop waiting for that.
+    index: Option<Index>,
+    overdue_at: Duration,
 }
 
 impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
@@ -43,14 +26,13 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Returns the ticket under which [`take_reads`](Self::take_reads) answers it.
     pub fn read(&mut self, now: Duration) -> u64 {
         self.now = self.now.max(now);
-        let ticket = self.reads.next;
-        self.reads.next = ticket.wrapping_add(1);
+        let (ticket, leader) = (self.random.random(), self.leader.map(|id| (self.term, id)));
         let overdue_at = self.now.saturating_add(self.config.election_timeout_range.1);
-        self.reads.waiting.push((ticket, None, overdue_at));
+        self.reads.push(Read { ticket, leader, index: None, overdue_at });
         match self.leader {
             Some(id) if id == self.config.id => self.on_read_index(id, ticket),
             Some(id) => self.send(id, Body::ReadIndex { context: ticket }),
-            None => self.reads.abandon_unanswered(self.commit),
+            None => {}
         }
         ticket
     }
@@ -58,57 +40,56 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The reads that have come to an end. Call it after applying: ready is what the applied state
     /// can answer now.
     pub fn take_reads(&mut self) -> Vec<(u64, ReadState)> {
-        let applied = self.applied;
-        self.reads.end(ReadState::Ready, |index, _| index.is_some_and(|index| index <= applied));
-        std::mem::take(&mut self.reads.done)
+        let (applied, leader) = (self.applied, self.leader.map(|leader| (self.term, leader)));
+        let ready = |read: &Read| read.index.is_some_and(|index| index <= applied);
+        let lost = |read: &Read| read.leader != leader || self.now >= read.overdue_at;
+        let lost = |read: &Read| lost(read) && read.index.is_none_or(|index| index > self.commit);
+        let state = |it: &Read| if ready(it) { ReadState::Ready } else { ReadState::Abandoned };
+        let ended = self.reads.extract_if(.., |read| ready(read) || lost(read));
+        ended.map(|read| (read.ticket, state(&read))).collect()
     }
 
     /// The leader takes down a question, its own or a follower's; nobody else can answer it.
-    pub(crate) fn on_read_index(&mut self, from_id: ReplicaID, context: u64) {
-        if self.role != Role::Leader {
-            return;
-        }
+    pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
         // All that was committed in earlier terms lies before the leader's no-op, so before that is
         // committed its index serves (thesis §6.4, step 1).
         let index = self.commit.max(self.leading.first);
-        if self.has_lease() {
-            self.answer_read(from_id, context, index);
-        } else {
+        if self.role == Role::Leader && self.has_lease() {
+            self.answer_read(from, context, index);
+        } else if self.role == Role::Leader {
             let round = self.leading.begin_round(self.now);
-            self.leading.questions.push((from_id, context, index, round));
+            self.leading.questions.push((from, context, index, round));
         }
     }
 
     /// Answers what a quorum has confirmed by now.
     pub(crate) fn confirm_reads(&mut self) {
-        if !self.leading.questions.is_empty() {
-            let echoed = self.echoed_by_quorum();
-            let confirmed = self.leading.questions.extract_if(.., |(.., round)| *round <= echoed);
-            for (from_id, context, index, _) in confirmed.collect::<Vec<_>>() {
-                self.answer_read(from_id, context, index);
-            }
+        let echoed = self.echoed_by_quorum();
+        let confirmed = self.leading.questions.extract_if(.., |(.., round)| *round <= echoed);
+        for (from, context, index, _) in confirmed.collect::<Vec<_>>() {
+            self.answer_read(from, context, index);
         }
     }
 
-    fn answer_read(&mut self, from_id: ReplicaID, context: u64, index: Index) {
-        if from_id == self.config.id {
-            self.on_read_answer(context, index);
-        } else {
-            self.send(from_id, Body::ReadIndexResponse { context, index });
+    /// Gives whoever asked the index of its read.
+    fn answer_read(&mut self, to: ReplicaID, context: u64, index: Index) {
+        match to == self.config.id {
+            true => self.on_read_answer(context, index),
+            false => self.send(to, Body::ReadIndexResponse { context, index }),
         }
     }
 
     pub(crate) fn on_read_answer(&mut self, context: u64, index: Index) {
-        let asked = self.reads.waiting.iter_mut().find(|(ticket, ..)| *ticket == context);
-        asked.into_iter().for_each(|(_, answer, _)| *answer = Some(index));
+        let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
+        asked.for_each(|read| read.index = Some(index));
     }
 
     /// Whether no other leader can have been elected yet: the followers that heard this one wait at
     /// least the least election timeout before they vote (thesis §6.4.1).
     fn has_lease(&self) -> bool {
         let (echoed, least) = (self.echoed_by_quorum(), self.config.election_timeout_range.0);
-        let expires_at = echoed.saturating_add(least);
-        let drift = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);
-        drift.is_some_and(|drift| !echoed.is_zero() && self.now.saturating_add(drift) < expires_at)
+        let lease = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);
+        let held = |drift| self.now.saturating_add(drift) < echoed.saturating_add(least);
+        !echoed.is_zero() && lease.is_some_and(held)
     }
 }

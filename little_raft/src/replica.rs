@@ -1,25 +1,16 @@
 //! The blocking loop: the only place with a thread, a lock, a clock and a channel.
 
-use crate::raft::{Config, Outputs, Raft, Status};
-use crate::state_machine::{TransitionAbandonedReason::NotLeader, TransitionState};
-use crate::{
-    Change, Cluster, LogId, Message, Snapshot, StateMachine, StateMachineTransition, Storage,
-};
+use crate::{TransitionState::*, *};
 use crossbeam_channel::{Receiver, Select, Sender, bounded, never};
 use std::collections::HashMap;
 use std::io::{Error, Result};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use timer::{Guard, Timer};
 
 /// Identifies a replica in its cluster.
 pub type ReplicaID = usize;
-
-type Messages<T, D> = Vec<(ReplicaID, Message<T, D>)>;
-
-/// How many transitions are applied between two looks at the clock.
-const APPLY_BETWEEN_LOOKS: usize = 16;
 
 /// The local instance that keeps a user's state machine in step with the rest of the cluster.
 pub struct Replica<S, T: StateMachineTransition, C, D = Vec<u8>> {
@@ -55,35 +46,15 @@ where
     /// * `election_timeout_range` bounds the time without a leader after which a replica stands for
     ///   election; its least must be above the heartbeat timeout, better several times.
     pub fn new(
-        id: ReplicaID,
-        peer_ids: Vec<ReplicaID>,
-        cluster: Arc<Mutex<C>>,
-        state_machine: Arc<Mutex<S>>,
-        noop_transition: T,
-        heartbeat_timeout: Duration,
+        id: ReplicaID, peer_ids: Vec<ReplicaID>, cluster: Arc<Mutex<C>>,
+        state_machine: Arc<Mutex<S>>, noop_transition: T, heartbeat_timeout: Duration,
         election_timeout_range: (Duration, Duration),
     ) -> Self {
-        let config = Config {
-            id,
-            peer_ids,
-            heartbeat_timeout,
-            election_timeout_range,
-            snapshot_delta: 0,
-            max_clock_drift: None,
-            joining: false,
-            seed: rand::random(),
-        };
-        Replica {
-            config,
-            noop: noop_transition,
-            cluster,
-            state_machine,
-            storage: None,
-            raft: Some(None),
-            began: Instant::now(),
-            reads: HashMap::new(),
-            leader: None,
-        }
+        let others = Config { seed: rand::random(), ..Config::default() };
+        let config = Config { id, peer_ids, heartbeat_timeout, election_timeout_range, ..others };
+        let (noop, began, storage) = (noop_transition, Instant::now(), None);
+        let (raft, reads, leader) = (Some(None), HashMap::new(), None);
+        Replica { config, noop, began, cluster, state_machine, storage, raft, reads, leader }
     }
 
     /// Keeps term, vote, log and snapshots in a storage, so that the replica may come back.
@@ -134,15 +105,8 @@ where
             Some(None) => self.load()?,
             None => return Err(Error::other("this replica has failed before, make a new one")),
         };
-        let mut wakeups = Wakeups::new(recv_msg, recv_transition);
-        loop {
-            let now = self.began.elapsed();
-            let wake_at = if raft.committed().is_empty() { raft.deadline() } else { now };
-            wakeups.wait(now, wake_at, self.config.heartbeat_timeout);
-            let Some(refused) = self.take_inputs(&mut raft, &mut wakeups.due)? else {
-                self.raft = Some(Some(raft));
-                return Ok(());
-            };
+        let mut wakeups = Wakeups::new(recv_msg, recv_transition, self.config.heartbeat_timeout);
+        while self.take_inputs(&mut raft, &mut wakeups)? {
             let mut outputs = raft.outputs();
             self.tell(take(&mut outputs.appends), outputs.status.take())?;
             if let Some(change) = outputs.change.take() {
@@ -150,8 +114,10 @@ where
                 raft.saved();
             }
             self.tell(take(&mut outputs.messages), None)?;
-            self.apply(&mut raft, outputs, refused)?;
+            self.apply(&mut raft, outputs)?;
         }
+        self.raft = Some(Some(raft));
+        Ok(())
     }
 
     /// The replica as the storage has it, and the state machine brought to where its snapshot is.
@@ -161,7 +127,7 @@ where
             None => Change::default(),
         };
         if self.storage.is_none() {
-            log::warn!("{}: keeps nothing, must not come back under its id", self.config.id);
+            warn!("{}: keeps nothing, must not come back under its id", self.config.id);
         }
         let restore = saved.snapshot.clone();
         if restore.is_none() {
@@ -172,49 +138,51 @@ where
         }
         let now = self.began.elapsed();
         let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, now)?;
-        if let Some(snapshot) = restore {
-            lock(&self.state_machine)?.set_snapshot(snapshot);
-        }
+        let mut state_machine = lock(&self.state_machine)?;
+        restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
+        drop(state_machine);
         Ok(raft)
     }
 
-    /// Takes in all that has come: messages, time, transitions, reads. Returns the transitions that
-    /// were refused, or nothing if it is time to halt.
-    fn take_inputs(&mut self, raft: &mut Raft<T, D>, due: &mut [bool]) -> Result<Option<Vec<T>>> {
+    /// Waits for something to do, and takes in all that has come: messages, time, transitions, reads.
+    /// False if it is time to halt.
+    fn take_inputs(&mut self, raft: &mut Raft<T, D>, wakeups: &mut Wakeups) -> Result<bool> {
+        let now = self.began.elapsed();
+        wakeups.wait(now, if raft.committed().is_empty() { raft.deadline() } else { now });
         let mut cluster = lock(&self.cluster)?;
         if cluster.halt() {
-            return Ok(None);
+            return Ok(false);
         }
-        let messages = if take(&mut due[0]) { cluster.receive_messages() } else { Vec::new() };
+        let due = take(&mut wakeups.due[0]);
+        let messages = if due { cluster.receive_messages() } else { Vec::new() };
         drop(cluster);
         let now = self.began.elapsed();
         messages.into_iter().for_each(|message| raft.step(now, message));
         raft.tick(now);
-        if !due[1] || !raft.wants_transitions() {
-            return Ok(Some(Vec::new()));
+        if wakeups.due[1] && raft.wants_transitions() {
+            wakeups.due[1] = false;
+            let mut state_machine = lock(&self.state_machine)?;
+            raft.propose(state_machine.get_pending_transitions());
+            let reads = state_machine.get_pending_reads();
+            if !reads.is_empty() {
+                // A lease is judged by a time after the read was asked for, so not by `now`.
+                self.reads.insert(raft.read(self.began.elapsed()), reads);
+            }
         }
-        due[1] = false;
-        let mut state_machine = lock(&self.state_machine)?;
-        let transitions = state_machine.get_pending_transitions();
-        let reads = state_machine.get_pending_reads();
-        drop(state_machine);
-        if !reads.is_empty() {
-            // A lease is judged by a time after the read was asked for, so not by `now`.
-            self.reads.insert(raft.read(self.began.elapsed()), reads);
-        }
-        Ok(Some(raft.propose(transitions).err().unwrap_or_default()))
+        Ok(true)
     }
 
     /// Sends messages and tells what is new, under the cluster's mutex.
-    fn tell(&mut self, messages: Messages<T, D>, status: Option<Status>) -> Result<()> {
+    fn tell(
+        &mut self, messages: Vec<(ReplicaID, Message<T, D>)>, status: Option<Status>,
+    ) -> Result<()> {
         if messages.is_empty() && status.is_none() {
             return Ok(());
         }
         let mut cluster = lock(&self.cluster)?;
-        messages.into_iter().for_each(|(to_id, message)| cluster.send_message(to_id, message));
+        messages.into_iter().for_each(|(to, message)| cluster.send_message(to, message));
         if let Some(status) = status {
-            if self.leader != status.leader {
-                self.leader = status.leader;
+            if replace(&mut self.leader, status.leader) != status.leader {
                 cluster.register_leader(status.leader);
             }
             cluster.register_status(status);
@@ -224,51 +192,35 @@ where
 
     /// Passes on what has become of transitions and reads, and applies what is committed, under the
     /// state machine's mutex.
-    fn apply(
-        &mut self,
-        raft: &mut Raft<T, D>,
-        outputs: Outputs<T, D>,
-        refused: Vec<T>,
-    ) -> Result<()> {
+    fn apply(&mut self, raft: &mut Raft<T, D>, outputs: Outputs<T, D>) -> Result<()> {
         let mut state_machine = lock(&self.state_machine)?;
-        if let Some(snapshot) = outputs.restore {
-            state_machine.set_snapshot(snapshot);
-        }
+        outputs.restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
         for transition in outputs.queued.iter().flat_map(|run| run.transitions.iter()) {
-            state_machine.register_transition_state(transition.get_id(), TransitionState::Queued);
+            state_machine.register_transition_state(transition.get_id(), Queued);
         }
-        let refused = refused.into_iter().map(|transition| (transition, NotLeader));
-        for (transition, reason) in refused.chain(outputs.abandoned) {
-            let state = TransitionState::Abandoned(reason);
-            state_machine.register_transition_state(transition.get_id(), state);
+        for (transition, reason) in outputs.abandoned {
+            state_machine.register_transition_state(transition.get_id(), Abandoned(reason));
         }
-        self.apply_committed(raft, &mut state_machine);
+        // No longer than heartbeats can wait; a look at the clock costs as much as a small transition.
+        let (began, limit) = (Instant::now(), self.config.heartbeat_timeout / 4);
+        let late = |n: usize| (n.is_power_of_two() || n % 64 == 63) && began.elapsed() > limit;
+        let slice = raft.committed().iter().enumerate().take_while(|(n, _)| !late(*n));
+        let applied = slice.map(|(_, transition)| {
+            state_machine.register_transition_state(transition.get_id(), Committed);
+            state_machine.apply_transition(transition.clone());
+            state_machine.register_transition_state(transition.get_id(), Applied);
+        });
+        let count = applied.count();
+        raft.applied(count);
         for (ticket, state) in raft.take_reads() {
             for read_id in self.reads.remove(&ticket).into_iter().flatten() {
                 state_machine.register_read_state(read_id, state);
             }
         }
-        match raft.snapshot_due() {
-            Some(LogId { index, term }) => raft.compact(state_machine.create_snapshot(index, term)),
-            None => Ok(()),
+        if let Some(LogId { index, term }) = raft.snapshot_due() {
+            raft.compact(state_machine.create_snapshot(index, term));
         }
-    }
-
-    /// Applies what is committed, but only for so long that heartbeats leave on time; the rest is
-    /// left to the next turn.
-    fn apply_committed(&self, raft: &mut Raft<T, D>, state_machine: &mut S) {
-        let began = Instant::now();
-        while !raft.committed().is_empty() && began.elapsed() < self.config.heartbeat_timeout / 4 {
-            let slice = raft.committed();
-            let slice = &slice[..slice.len().min(APPLY_BETWEEN_LOOKS)];
-            for transition in slice {
-                let id = || transition.get_id();
-                state_machine.register_transition_state(id(), TransitionState::Committed);
-                state_machine.apply_transition(transition.clone());
-                state_machine.register_transition_state(id(), TransitionState::Applied);
-            }
-            raft.applied(slice.len());
-        }
+        Ok(())
     }
 }
 
@@ -286,27 +238,25 @@ struct Wakeups {
     wake: Sender<()>,
     /// When the timer is going to wake the loop, and what cancels that if dropped.
     armed: Option<(Duration, Guard)>,
+    /// No wait takes longer: the timer follows the wall clock, which may be set back.
+    longest: Duration,
 }
 
 impl Wakeups {
-    fn new(recv_msg: Receiver<()>, recv_transition: Receiver<()>) -> Wakeups {
+    fn new(recv_msg: Receiver<()>, recv_transition: Receiver<()>, longest: Duration) -> Wakeups {
         let (wake, recv_timer) = bounded(1);
-        let channels = [recv_msg, recv_transition, recv_timer];
-        Wakeups { channels, due: [false; 3], timer: Timer::new(), wake, armed: None }
+        let (channels, timer) = ([recv_msg, recv_transition, recv_timer], Timer::new());
+        Wakeups { channels, due: [false; 3], timer, wake, armed: None, longest }
     }
 
-    /// Waits for a notification, and takes all there are: they are tokens, not counts. Ends at
-    /// `wake_at` at the latest if the timer is true, and after `longest` if its clock is set back.
-    fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
-        if wake_at > now {
-            self.arm(now, wake_at);
-        }
+    /// Waits for a notification, at most until `wake_at`, and takes all there are: they are tokens,
+    /// not counts.
+    fn wait(&mut self, now: Duration, wake_at: Duration) {
+        self.arm(now, wake_at);
         let mut select = Select::new();
-        for channel in &self.channels {
-            select.recv(channel);
-        }
-        // Says which channel is ready, which the loop below finds out by itself.
-        let _ = select.ready_timeout(if wake_at > now { longest } else { Duration::ZERO });
+        self.channels.iter().for_each(|channel| _ = select.recv(channel));
+        // Which of them is ready shows below.
+        let _ = select.ready_timeout(if wake_at > now { self.longest } else { Duration::ZERO });
         for (channel, due) in self.channels.iter_mut().zip(&mut self.due) {
             for _ in 0..channel.len().max(1) {
                 match channel.try_recv() {
@@ -319,7 +269,8 @@ impl Wakeups {
 
     /// Has the timer wake the loop at `wake_at`, unless it does so earlier anyway.
     fn arm(&mut self, now: Duration, wake_at: Duration) {
-        if self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at)) {
+        if wake_at <= now || self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at))
+        {
             return;
         }
         let wake = self.wake.clone();
@@ -329,7 +280,8 @@ impl Wakeups {
         // the Unix epoch, and a `Duration` can be added to it.
         let epoch = default_argument(&schedule).to_utc();
         let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.armed = Some((wake_at, schedule(epoch + today + (wake_at - now))));
+        let wait = (wake_at - now).min(Duration::from_secs(3600));
+        self.armed = Some((wake_at, schedule(epoch + today + wait)));
     }
 }
 

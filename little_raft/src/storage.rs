@@ -1,7 +1,7 @@
 //! The user's side of durability: one load, one atomic save, and the memory that stands in for a
 //! disk.
 
-use crate::{Index, LogId, Membership, ReplicaID, Run, Snapshot, Term};
+use crate::*;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,18 +56,19 @@ impl<T, D> Default for Change<T, D> {
 }
 
 impl<T: Clone, D> Change<T, D> {
-    /// Makes this change lead to where a later one leads.
+    /// Makes a change from nothing lead to where a later one leads.
     pub fn append(&mut self, later: Change<T, D>) {
+        let (from, to) = (later.compacted.index + 1, later.truncate_from.unwrap_or(Index::MAX));
+        let kept = |run: &Run<T>| from < to && run.last().index >= from && run.first < to;
         if later.truncate_from.is_some() || later.compacted != self.compacted {
-            let (from, to) = (later.compacted.index, later.truncate_from.unwrap_or(Index::MAX));
-            self.runs.retain(|run| run.last().index > from && run.first < to);
-            self.runs.iter_mut().for_each(|run| *run = run.slice(from + 1, to - 1));
+            self.runs.retain(kept);
+            self.runs.iter_mut().for_each(|run| *run = run.slice(from, to - 1));
         }
         self.runs.extend(later.runs);
-        (self.term, self.voted_for, self.compacted) =
-            (later.term, later.voted_for, later.compacted);
         self.snapshot = later.snapshot.or(self.snapshot.take());
         self.membership = later.membership.or(self.membership.take());
+        (self.term, self.voted_for, self.compacted) =
+            (later.term, later.voted_for, later.compacted);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The systems measured, one file each. To add one, write its file and name it in [`all`].
 
+pub mod little_raft;
 mod little_raft_published;
 mod message_chain;
 mod omnipaxos;
@@ -47,6 +48,8 @@ pub fn all() -> Vec<System> {
         omnipaxos::one_by_one(),
         tikv_raft::system(),
         openraft::system(),
+        little_raft::system(),
+        little_raft::pure_in_threads(),
         little_raft_published::system(),
         raft_lite::system(),
     ]

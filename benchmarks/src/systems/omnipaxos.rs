@@ -26,7 +26,7 @@ pub fn batched() -> System {
     System {
         name: "omnipaxos-batch",
         kind: Kind::Library,
-        about: "a batch goes in as one forwarded proposal, the only way in for many entries at once",
+        about: "a batch goes in as one forwarded proposal, the only way in for many at once",
         package: Some("omnipaxos"),
         supports: |_| true,
         measure: |setup| with_command!(setup.scenario.payload, measure_batched(setup)),

@@ -16,7 +16,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -41,7 +41,7 @@ use crate::client::{Client, Measurement};
 use crate::command::{Command, State};
 use crate::node::REPLICAS;
 use crate::scenario::{Place, Setup};
-use crate::threads::SETTLE;
+use crate::threads::settle;
 
 pub fn system() -> System {
     System {
@@ -81,7 +81,8 @@ fn measure<C: Command>(setup: &Setup) -> Result<Measurement, String> {
         Place::OnItsOwn => new_runtime()?.block_on(client),
         Place::WithLeader | Place::AllInOne => run_on(&runtimes[0], client)?,
     }?;
-    let states = settle(&states, client.proposed());
+    let read = || states.iter().map(|state| *state.borrow()).collect();
+    let states = settle(client.proposed(), read);
     client.measurement(states)
 }
 
@@ -164,17 +165,6 @@ async fn serve<C: Command>(
             drop(leader.client_write_many(commands).await.map_err(to_text)?);
         }
         applied.changed().await.map_err(to_text)?;
-    }
-}
-
-fn settle(states: &[watch::Receiver<State>], target: u64) -> Vec<State> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let states: Vec<State> = states.iter().map(|state| *state.borrow()).collect();
-        if states.iter().all(|state| state.count >= target) || Instant::now() > deadline {
-            return states;
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

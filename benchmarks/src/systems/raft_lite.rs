@@ -6,7 +6,6 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use raft_lite::config::{RaftConfig, RaftParams};
 use raft_lite::raft::Raft;
@@ -18,7 +17,7 @@ use crate::client::{Client, Measurement};
 use crate::command::{Command, State};
 use crate::node::REPLICAS;
 use crate::scenario::{Place, Scenario, Setup};
-use crate::threads::SETTLE;
+use crate::threads::settle;
 
 pub fn system() -> System {
     System {
@@ -63,7 +62,7 @@ fn measure<C: Command>(setup: &Setup) -> Result<Measurement, String> {
             state.apply(&applied.blocking_recv().ok_or("the leader is gone")?);
         }
     }
-    let followers = settle(&states, client.proposed());
+    let followers = settle(client.proposed(), || states.iter().map(read).collect());
     // The library's threads cannot be told to stop.
     runtime.shutdown_background();
     client.measurement([vec![state], followers].concat())
@@ -93,16 +92,8 @@ async fn apply_all(mut follower: Replica, state: Arc<Mutex<State>>) {
     }
 }
 
-fn settle(states: &[Arc<Mutex<State>>], target: u64) -> Vec<State> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let states: Vec<State> =
-            states.iter().map(|it| *it.lock().unwrap_or_else(PoisonError::into_inner)).collect();
-        if states.iter().all(|state| state.count >= target) || Instant::now() > deadline {
-            return states;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+fn read(state: &Arc<Mutex<State>>) -> State {
+    *state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ports that were free a moment ago: the library takes addresses, not sockets.

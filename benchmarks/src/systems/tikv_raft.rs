@@ -2,9 +2,10 @@
 //!
 //! Tuned: many entries in one proposal message instead of `propose` for each; a storage of our
 //! own that takes the entries of a `Ready` instead of cloning them as `MemStorage` does; messages
-//! of any size, batched appends and a wide window; the log compacted to what every replica holds. Commands "by value"
-//! are slices of a static table, which need no allocation and no counting: this library carries
-//! `Bytes` only, and nothing else would be closer to a value.
+//! of any size, batched appends and a wide window; the log compacted to what every replica holds.
+//!
+//! Commands "by value" are slices of a static table, which need no allocation and no counting: this
+//! library carries `Bytes` only, and nothing else would be closer to a value.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;

@@ -1,0 +1,66 @@
+//! How messages read in a trace.
+
+use little_raft::{Body, Change, LogId, Message, Run};
+
+fn id(LogId { term, index }: LogId) -> String {
+    format!("{index}@{term}")
+}
+
+fn entries<T>(runs: &[Run<T>]) -> String {
+    let runs = runs.iter().map(|run| {
+        let kind = if run.membership.is_some() { " configuration" } else { "" };
+        format!("{}..={}@{}{kind}", run.first, run.first + run.transitions.len().max(1) - 1, run.term)
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
+/// One change in one line.
+pub(crate) fn change<T, D>(change: &Change<T, D>) -> String {
+    let vote = change.voted_for.map_or("nobody".into(), |id| id.to_string());
+    let truncated = change.truncate_from.map_or(String::new(), |from| format!(", truncated from {from}"));
+    let snapshot = change.snapshot.as_ref().map(|it| format!(", snapshot {}", id(it.last())));
+    format!(
+        "term {} for {vote}{truncated}, compacted {}, [{}]{}",
+        change.term,
+        id(change.compacted),
+        entries(&change.runs),
+        snapshot.unwrap_or_default()
+    )
+}
+
+/// One message in one short line.
+pub(crate) fn message<T, D>(message: &Message<T, D>) -> String {
+    let Message::Protocol { term, body, .. } = message else {
+        return match message {
+            Message::Request(request) => format!("{request:?}"),
+            Message::Protocol { .. } => unreachable!(),
+        };
+    };
+    let body = match body {
+        Body::RequestVote { pre, transfer, last } => {
+            let kind = if *pre { "RequestPreVote" } else { "RequestVote" };
+            let transfer = if *transfer { " for a transfer" } else { "" };
+            format!("{kind} last {}{transfer}", id(*last))
+        }
+        Body::Vote { pre, granted } => {
+            let kind = if *pre { "PreVote" } else { "Vote" };
+            format!("{kind} {}", if *granted { "granted" } else { "refused" })
+        }
+        Body::AppendEntries { prev, runs, commit, round } => {
+            let runs = entries(runs);
+            format!("Append after {} [{runs}] commit {commit} round {round:?}", id(*prev))
+        }
+        Body::InstallSnapshot { snapshot, round, .. } => {
+            format!("Install {} round {round:?}", id(snapshot.last()))
+        }
+        Body::Appended { result: Ok(matched), round } => format!("Appended {matched} round {round:?}"),
+        Body::Appended { result: Err(hint), round } => {
+            format!("Rejected, hint {} round {round:?}", id(*hint))
+        }
+        Body::TimeoutNow => "TimeoutNow".to_string(),
+        Body::ReadIndex { context } => format!("ReadIndex {context:x}"),
+        Body::ReadIndexResponse { context, index } => format!("ReadIndexResponse {context:x} {index}"),
+        Body::Request(request) => format!("{request:?}"),
+    };
+    format!("{body} in term {term}")
+}
