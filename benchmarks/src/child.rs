@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Measurement;
 use crate::options::MEASURE;
-use crate::scenario::{Scenario, Setup};
+use crate::scenario::{Length, Scenario, Setup};
 use crate::systems::{self, System};
 
 /// For the election, the settling and a machine that is busy with something else.
@@ -26,7 +26,8 @@ const LAST_LINES: usize = 6;
 pub fn measure_here(system: &str, scenario: &str, seconds: f64) -> Result<(), String> {
     let system = systems::named(system).ok_or(format!("there is no system {system}"))?;
     let scenario = Scenario::named(scenario).ok_or(format!("there is no scenario {scenario}"))?;
-    let setup = Setup { scenario, measured: Duration::from_secs_f64(seconds) };
+    let length = Length::Time(Duration::from_secs_f64(seconds));
+    let setup = Setup { scenario, length };
     let measurement = (system.measure)(&setup)?;
     let text = serde_json::to_string(&measurement).map_err(|error| error.to_string())?;
     println!("{text}");

@@ -7,7 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 
 use crate::command::State;
-use crate::scenario::Setup;
+use crate::scenario::{Length, Setup};
 
 /// What one measurement yields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +45,7 @@ impl Measurement {
 /// which commands to propose next. It warms up, measures, and then proposes no more.
 pub struct Client {
     outstanding: u64,
+    is_timed: bool,
     limit: u64,
     warm_up: Duration,
     measured: Duration,
@@ -77,11 +78,16 @@ struct Sampled {
 
 impl Client {
     pub fn new(setup: &Setup) -> Self {
+        let (limit, measured) = match setup.length {
+            Length::Time(measured) => (u64::MAX, measured),
+            Length::Commands(limit) => (limit, Duration::ZERO),
+        };
         Self {
             outstanding: setup.scenario.outstanding,
-            limit: u64::MAX,
-            warm_up: setup.measured.mul_f64(0.3),
-            measured: setup.measured,
+            is_timed: matches!(setup.length, Length::Time(_)),
+            limit,
+            warm_up: measured.mul_f64(0.3),
+            measured,
             proposed: 0,
             phase: Phase::Idle,
             sampled: None,
@@ -133,7 +139,7 @@ impl Client {
     /// The clock is read only for samples, and the phases advance only then: at small batches
     /// reading it every time would cost as much as some of the systems measured.
     fn begin_sample(&mut self) {
-        if self.sampled.is_some() {
+        if self.sampled.is_some() || !self.is_timed {
             return;
         }
         if self.proposals_until_sample > 0 {
@@ -159,6 +165,11 @@ impl Client {
 
     fn advance(&mut self, now: Instant, applied: u64) {
         match self.phase {
+            // Nothing was timed: what the figures tell is that all commands were applied.
+            Phase::Idle if !self.is_timed => {
+                let to = Reading::take(now, applied);
+                self.phase = Phase::Finished { from: Reading { applied: 0, ..to }, to };
+            }
             Phase::WarmingUp { since } if now - since >= self.warm_up => {
                 self.phase = Phase::Measuring { from: Reading::take(now, applied) };
             }

@@ -11,20 +11,15 @@ use crate::scenario::Setup;
 /// How many rounds without any progress, after the last command, mean that none will come.
 const IDLE_ROUNDS: u32 = 10_000;
 
-struct World<N: Node> {
-    nodes: [N; REPLICAS],
-    states: [State; REPLICAS],
-    inboxes: [Vec<N::Message>; REPLICAS],
+pub struct World<N: Node> {
+    pub nodes: Vec<N>,
+    pub states: Vec<State>,
+    pub inboxes: Vec<Vec<N::Message>>,
     outgoing: Vec<(usize, N::Message)>,
 }
 
 pub fn measure<N: Node>(setup: &Setup, nodes: [N; REPLICAS]) -> Result<Measurement, String> {
-    let mut world = World {
-        nodes,
-        states: Default::default(),
-        inboxes: Default::default(),
-        outgoing: Vec::new(),
-    };
+    let mut world = World::new(nodes.into());
     world.elect()?;
     let mut client = Client::new(setup);
     while !client.is_finished() {
@@ -35,11 +30,17 @@ pub fn measure<N: Node>(setup: &Setup, nodes: [N; REPLICAS]) -> Result<Measureme
         world.round();
     }
     world.settle(client.proposed());
-    client.measurement(world.states.to_vec())
+    client.measurement(world.states)
 }
 
 impl<N: Node> World<N> {
-    fn elect(&mut self) -> Result<(), String> {
+    pub fn new(nodes: Vec<N>) -> Self {
+        let states = vec![State::default(); nodes.len()];
+        let inboxes = nodes.iter().map(|_| Vec::new()).collect();
+        Self { nodes, states, inboxes, outgoing: Vec::new() }
+    }
+
+    pub fn elect(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(5);
         while !self.nodes[0].leads() {
             if Instant::now() > deadline {
@@ -54,21 +55,25 @@ impl<N: Node> World<N> {
     }
 
     /// Every replica once takes all its messages and acts on them.
-    fn round(&mut self) {
-        for id in 0..REPLICAS {
-            for message in self.inboxes[id].drain(..) {
-                self.nodes[id].receive(message);
-            }
-            self.nodes[id].turn(&mut self.states[id], &mut self.outgoing);
-            for (to, message) in self.outgoing.drain(..) {
-                self.inboxes[to].push(message);
-            }
+    pub fn round(&mut self) {
+        (0..self.nodes.len()).for_each(|id| self.turn(id, usize::MAX));
+    }
+
+    /// One replica takes so many of its messages, at most, and acts on them.
+    pub fn turn(&mut self, id: usize, messages: usize) {
+        let count = messages.min(self.inboxes[id].len());
+        for message in self.inboxes[id].drain(..count) {
+            self.nodes[id].receive(message);
+        }
+        self.nodes[id].turn(&mut self.states[id], &mut self.outgoing);
+        for (to, message) in self.outgoing.drain(..) {
+            self.inboxes[to].push(message);
         }
     }
 
     /// Lets the followers apply the last commands; ticks, because some learn only from a heartbeat
     /// what is decided.
-    fn settle(&mut self, target: u64) {
+    pub fn settle(&mut self, target: u64) {
         for _ in 0..IDLE_ROUNDS {
             if self.states.iter().all(|state| state.count == target) {
                 return;

@@ -45,7 +45,15 @@ pub struct Scenario {
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub scenario: Scenario,
-    pub measured: Duration,
+    pub length: Length,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Length {
+    /// After warming up.
+    Time(Duration),
+    /// Exactly so many commands, without looking at the clock: the same work every time.
+    Commands(u64),
 }
 
 pub const PLACES: [Place; 3] = [Place::WithLeader, Place::OnItsOwn, Place::AllInOne];

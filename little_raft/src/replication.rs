@@ -244,16 +244,16 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let settled = current.outgoing.is_empty() && self.leading.first.max(since) <= self.commit;
         let free = self.role == Role::Leader && self.leading.transfer.is_none();
         let elsewhere = self.leader.filter(|id| *id != self.config.id && !forwarded);
-        match request {
-            request if elsewhere.is_some() => {
-                self.send(elsewhere.unwrap_or(0), Body::Request(request))
-            }
-            Request::TransferLeadership { to_id } if free && current.voters.contains(&to_id) => {
+        match (elsewhere, request) {
+            (Some(id), request) => self.send(id, Body::Request(request)),
+            (_, Request::TransferLeadership { to_id })
+                if free && current.voters.contains(&to_id) =>
+            {
                 let until = self.now.saturating_add(self.config.election_timeout_range.1);
                 self.leading.transfer = Some((to_id, until));
                 self.leading.begin_round(self.now);
             }
-            Request::ChangeMembership { voters, learners }
+            (_, Request::ChangeMembership { voters, learners })
                 if free && settled && !voters.is_empty() =>
             {
                 let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
@@ -263,7 +263,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.append_as_leader(Vec::new(), Some(Membership { voters, outgoing, learners }));
                 self.watch_members();
             }
-            request => warn!("{}: refused for now: {request:?}", self.config.id),
+            (_, request) => warn!("{}: refused for now: {request:?}", self.config.id),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY throughput
+//! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY cluster 256
 //! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY reopen 1000000
 //! strace -f -c -e trace=fsync,fdatasync target/release/examples/benchmark DIRECTORY saves 1000 16
 //! ```
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[path = "benchmark/cluster.rs"]
+mod cluster;
+
 const ENTRY: usize = 256;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ fn main() -> Result<()> {
     match *arguments {
         [directory, "throughput"] => throughput(Path::new(directory)),
         [directory, "reopen", entries] => reopen(Path::new(directory), number(entries)?),
+        [directory, "cluster", outstanding] => {
+            cluster::run(Path::new(directory), number(outstanding)?)
+        }
         [directory, "saves", count, batch] => {
             saves(Path::new(directory), number(count)?, number(batch)?)
         }
@@ -36,7 +43,8 @@ fn main() -> Result<()> {
     }
 }
 
-const USAGE: &str = "benchmark DIRECTORY throughput | reopen ENTRIES | saves COUNT BATCH";
+const USAGE: &str =
+    "benchmark DIRECTORY throughput | cluster OUTSTANDING | reopen ENTRIES | saves COUNT BATCH";
 
 /// A part of the directory that nobody has used yet.
 fn fresh(directory: &Path, name: &str) -> Result<PathBuf> {

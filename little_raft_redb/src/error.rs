@@ -1,6 +1,7 @@
 //! What errors say: which file, what was found, what can be done.
 
 use std::any::Any;
+use std::fmt::Display;
 use std::io::{self, Error, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -47,27 +48,7 @@ fn explain(file: &Path, error: redb::Error) -> Error {
         redb::Error::Corrupted(finding) => {
             Error::new(ErrorKind::InvalidData, format!("{file} is damaged: {finding}. {REMEDY}"))
         }
-        redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            Error::new(ErrorKind::InvalidData, format!("{file} is cut short. {REMEDY}"))
-        }
-        redb::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
-            Error::new(ErrorKind::InvalidData, format!("{file} is damaged: {error}. {REMEDY}"))
-        }
-        redb::Error::Io(error) => {
-            let kind = error.kind();
-            let remedy = match kind {
-                ErrorKind::InvalidInput => return error,
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                    "Free some space and start again: whatever was acknowledged is there"
-                }
-                ErrorKind::PermissionDenied => "Give this user the right to read and write it",
-                _ => {
-                    "Check the disk; start again once it is sound, whatever was acknowledged is \
-                      checked then"
-                }
-            };
-            Error::new(kind, format!("{file}: {error}. {remedy}"))
-        }
+        redb::Error::Io(error) => explain_io(file, error),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Error::new(
             ErrorKind::ResourceBusy,
             format!("{file}: another program has it open; stop that first"),
@@ -82,4 +63,21 @@ fn explain(file: &Path, error: redb::Error) -> Error {
         ),
         error => Error::other(format!("{file}: {error}. Start again; if it stays, {REMEDY}")),
     }
+}
+
+fn explain_io(file: impl Display, error: Error) -> Error {
+    let kind = error.kind();
+    let remedy = match kind {
+        ErrorKind::InvalidInput => return error,
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidData => {
+            let text = format!("{file} is damaged or cut short: {error}. {REMEDY}");
+            return Error::new(ErrorKind::InvalidData, text);
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "Free some space and start again: whatever was acknowledged is there"
+        }
+        ErrorKind::PermissionDenied => "Give this user the right to read and write it",
+        _ => "Check the disk; start again once it is sound, all that was acknowledged is checked",
+    };
+    Error::new(kind, format!("{file}: {error}. {remedy}"))
 }

@@ -144,8 +144,8 @@ pub(crate) fn decode<V: DeserializeOwned>(what: &str, bytes: &[u8]) -> Outcome<V
 /// The checksums are right, and yet it cannot be understood.
 pub(crate) fn foreign<R>(what: impl Display) -> Outcome<R> {
     refused(format!(
-        "{what} is undamaged but not of this program's types; use the program that wrote it, or have \
-         the type of transitions or snapshots encoded as it was there"
+        "{what} is undamaged but not of this program's types; use the program that wrote it, or \
+         have transitions and snapshots encoded as they were there"
     ))
 }
 

@@ -51,7 +51,6 @@ pub struct Inspection {
 
 impl Display for Inspection {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_string());
         let id = |id: LogId| format!("{} of term {}", id.index, id.term);
         writeln!(f, "replica        {}", or_none(self.replica_id.map(|id| id.to_string())))?;
         writeln!(f, "cluster        {}", or_none(self.cluster_id.clone()))?;
@@ -75,14 +74,7 @@ impl Display for Inspection {
         writeln!(f, "end            {end}{tail}")?;
         writeln!(f, "file           {} bytes", self.file_bytes)?;
         for recovery in &self.recoveries {
-            let before = or_none(recovery.before.as_ref().map(configuration));
-            let loss = if recovery.accepted_loss { ", accepting a loss" } else { "" };
-            let (at, save) = (recovery.unix_time, recovery.save);
-            let after = configuration(&recovery.after);
-            writeln!(
-                f,
-                "recovered      from {before} to {after}{loss}, save {save}, unix time {at}"
-            )?;
+            writeln!(f, "recovered      {recovery}")?;
         }
         match self.saves < self.acknowledged {
             true => {
@@ -91,6 +83,19 @@ impl Display for Inspection {
             false => write!(f, "checksums      all verified"),
         }
     }
+}
+
+impl Display for Recovery {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let before = or_none(self.before.as_ref().map(configuration));
+        let loss = if self.accepted_loss { ", accepting a loss" } else { "" };
+        let (after, save, at) = (configuration(&self.after), self.save, self.unix_time);
+        write!(f, "from {before} to {after}{loss}, save {save}, unix time {at}")
+    }
+}
+
+fn or_none(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "none".to_string())
 }
 
 fn configuration(membership: &Membership) -> String {

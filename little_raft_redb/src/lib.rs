@@ -128,7 +128,7 @@ impl RedbStorage {
             }
             Err(error) => {
                 let Store { file, database, marker, .. } = store;
-                // Letting go of a database that has failed may fail as well; the first error counts.
+                // Letting go of what has failed may fail as well; the first error counts.
                 let _ = guarded(&file, || {
                     drop(database);
                     Ok(())

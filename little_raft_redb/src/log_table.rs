@@ -90,8 +90,8 @@ fn truncate<T: DeserializeOwned>(log: &mut Table<u64, &[u8]>, from: Index) -> Ou
     }
 }
 
-/// Removes the entries up to an index. A block that reaches beyond stays as it is; what is in it and
-/// compacted is skipped by whoever reads it.
+/// Removes the entries up to an index. A block that reaches beyond stays as it is; what is in it
+/// and compacted is skipped by whoever reads it.
 fn compact(log: &mut Table<u64, &[u8]>, to: Index) -> Outcome<()> {
     let end = match format::block_at(log, to)? {
         Some(block) if block.last() > to => block.first,

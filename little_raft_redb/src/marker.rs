@@ -81,8 +81,8 @@ impl Marker {
         if format > FORMAT {
             let path = self.path.display();
             let text = format!(
-                "{path}: written in format {format}, this program knows {FORMAT} and below; use the \
-                 newer version of the program that wrote it"
+                "{path}: written in format {format}, this program knows {FORMAT} and below; use \
+                 the newer version of the program that wrote it"
             );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }

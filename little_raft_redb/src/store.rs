@@ -155,8 +155,8 @@ pub(crate) fn builder() -> (Builder, Arc<AtomicBool>) {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
     builder.set_repair_callback(move |session: &mut RepairSession| {
-        // Every open reports 0, 0.6 and 0.9; what lies in between means that the last commit did not
-        // verify and the one before it was taken.
+        // Every open reports 0, 0.6 and 0.9; what lies in between means that the last commit did
+        // not verify and the one before it was taken.
         if session.progress() > 0.0 && session.progress() < 0.5 {
             seen.store(true, Ordering::Relaxed);
         }
@@ -189,34 +189,13 @@ fn check(database: &Database, acknowledged: u64, options: &Options) -> Outcome<S
     let state = read_state(&records)?;
     let found: Identity = format::get(&records, "identity")?.unwrap_or_default();
     drop((records, transaction));
-    let wanted = &options.identity;
-    let mut identity = found.clone();
-    if let (Some(found), Some(wanted)) = (found.replica_id, wanted.replica_id)
-        && found != wanted
-    {
-        return refused(format!(
-            "{} belongs to replica {found}, not to replica {wanted}; open the directory of the \
-             right replica, a new replica begins with an empty one",
-            options.path.display()
-        ));
-    }
-    if let (Some(found), Some(wanted)) = (&found.cluster_id, &wanted.cluster_id)
-        && found != wanted
-    {
-        return refused(format!(
-            "{} belongs to cluster {found:?}, not to cluster {wanted:?}; open the directory of the \
-             right cluster, a new replica begins with an empty one",
-            options.path.display()
-        ));
-    }
+    let identity = merged(&found, options)?;
     if state.saves < acknowledged && !options.accept_loss {
         return damaged(format!(
             "it ends with save {}, but save {acknowledged} was acknowledged",
             state.saves
         ));
     }
-    identity.replica_id = found.replica_id.or(wanted.replica_id);
-    identity.cluster_id = found.cluster_id.clone().or(wanted.cluster_id.clone());
     if identity != found {
         let transaction = database.begin_write().map_err(boxed)?;
         let mut records = transaction.open_table(RECORDS).map_err(boxed)?;
@@ -225,6 +204,29 @@ fn check(database: &Database, acknowledged: u64, options: &Options) -> Outcome<S
         transaction.commit().map_err(boxed)?;
     }
     Ok(state)
+}
+
+/// Whose directory it is from now on, unless it is somebody else's.
+fn merged(found: &Identity, options: &Options) -> Outcome<Identity> {
+    let (wanted, path) = (&options.identity, options.path.display());
+    if let (Some(found), Some(wanted)) = (found.replica_id, wanted.replica_id)
+        && found != wanted
+    {
+        return refused(format!(
+            "{path} belongs to replica {found}, not to replica {wanted}; open the directory of the \
+             right replica, a new replica begins with an empty one"
+        ));
+    }
+    if let (Some(found), Some(wanted)) = (&found.cluster_id, &wanted.cluster_id)
+        && found != wanted
+    {
+        return refused(format!(
+            "{path} belongs to cluster {found:?}, not to cluster {wanted:?}; open the directory of \
+             the right cluster, a new replica begins with an empty one"
+        ));
+    }
+    let cluster_id = found.cluster_id.as_ref().or(wanted.cluster_id.as_ref()).cloned();
+    Ok(Identity { replica_id: found.replica_id.or(wanted.replica_id), cluster_id })
 }
 
 /// The state, without which nothing else means anything.

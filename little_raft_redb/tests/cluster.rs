@@ -184,8 +184,8 @@ impl Group {
         thread.join().expect("it has not panicked").expect("it has not failed");
     }
 
-    /// Proposes transitions one by one, again if they are abandoned, until the replicas have applied
-    /// the last.
+    /// Proposes transitions one by one, again if they are abandoned, until the replicas have
+    /// applied the last.
     fn commit(&mut self, count: u64, replicas: &[usize]) {
         for _ in 0..count {
             self.proposed += 1;

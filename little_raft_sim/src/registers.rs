@@ -112,7 +112,7 @@ impl Model for Register {
 }
 
 /// Steps in which the history of one register must be decided; far more than any has needed.
-const STEPS: usize = 2_000_000;
+const STEPS: usize = 50_000_000;
 
 /// Registers on simulated disks, with the history of what clients saw.
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
-//! The client: finds the leader, tries again, has each write applied exactly once, and does not wait
-//! forever.
+//! The client: finds the leader, tries again, has each write applied exactly once, and does not
+//! wait forever.
 
 use crate::board::{Leader, Outcome, Told};
 use crate::cluster::{Cluster, HEARTBEAT};
@@ -51,8 +51,8 @@ impl Client {
     /// Has actions applied, many at a time, in whatever order; `on_answer` is called for each that
     /// was. Actions that must come in order go one by one.
     ///
-    /// A write goes to the leader, and again to the next leader as long as there is no answer. After
-    /// the time limit it is given up, and may then have been applied or not.
+    /// A write goes to the leader, and again to the next leader as long as there is no answer.
+    /// After the time limit it is given up, and may then have been applied or not.
     pub(crate) fn write(
         &mut self, cluster: &Cluster, actions: impl IntoIterator<Item = Action>,
         mut on_answer: impl FnMut(Answer),
@@ -127,7 +127,8 @@ impl Client {
         std::mem::take(&mut cluster.board().look().outcomes)
     }
 
-    /// Returns the answer, if there is one. An outcome may also be that of a write that was given up.
+    /// Returns the answer, if there is one. An outcome may also be that of a write that was given
+    /// up.
     fn take_note(
         &mut self, id: RequestId, outcome: Outcome, to_send: &mut Vec<u64>,
     ) -> Option<Answer> {

@@ -13,8 +13,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
-/// Several heartbeats, so that a lost one starts no election, and a wide range, so that two replicas
-/// seldom stand at once.
+/// Several heartbeats, so that a lost one starts no election, and a wide range, so that two
+/// replicas seldom stand at once.
 const ELECTION: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
 
 /// All replicas there have ever been.
@@ -79,8 +79,8 @@ impl Cluster {
         self.seats.insert(id, seat);
     }
 
-    /// Starts a replica: one that was stopped comes back with its storage, a new one waits to be made
-    /// a member.
+    /// Starts a replica: one that was stopped comes back with its storage, a new one waits to be
+    /// made a member.
     pub(crate) fn run(&mut self, id: ReplicaID) -> Result<()> {
         if !self.seats.contains_key(&id) {
             self.seat(id, None);

@@ -101,8 +101,8 @@ impl Console {
                 Err(format!("nothing was written: no leader took it within {:?}", self.time_limit))
             }
             _ => Err(format!(
-                "outcome unknown: no majority confirmed it within {:?}; it may be written or not, now \
-                 or later",
+                "outcome unknown: no majority confirmed it within {:?}; it may be written or not, \
+                 now or later",
                 self.time_limit
             )),
         }

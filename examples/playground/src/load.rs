@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The keys and values of a file, checked from beginning to end before anything is written. They are
-/// going to be written in any order, so of a key that comes twice only the last line counts.
+/// The keys and values of a file, checked from beginning to end before anything is written. They
+/// are going to be written in any order, so of a key that comes twice only the last line counts.
 pub(crate) fn read(file: &Path) -> Result<BTreeMap<Text, Text>, String> {
     let text = fs::read_to_string(file)
         .map_err(|error| format!("{} cannot be read: {error}", file.display()))?;

@@ -70,9 +70,10 @@ impl StateMachineTransition for Transition {
     }
 }
 
-/// The answers given to one client that it may ask for again: without them a write that was applied,
-/// but whose answer got lost, would be applied a second time when the client tries again (thesis
-/// §6.3). They belong to the replicated state, since any replica may be the one that is asked again.
+/// The answers given to one client that it may ask for again: without them a write that was
+/// applied, but whose answer got lost, would be applied a second time when the client tries again
+/// (thesis §6.3). They belong to the replicated state, since any replica may be the one that is
+/// asked again.
 #[derive(Clone, Debug, Default)]
 struct Session {
     settled: u64,

@@ -143,7 +143,7 @@ pub(crate) fn snapshots(cluster: &Cluster) -> String {
     let rule = match cluster.snapshot_delta() {
         0 => "no snapshots are taken: --snapshot-delta is 0".to_string(),
         delta => format!(
-            "a snapshot is taken every {delta} entries, and as many are kept before it for followers"
+            "a snapshot is taken every {delta} entries, and as many are kept before it for the slow"
         ),
     };
     format!("{}\n{rule}", table(&rows))
