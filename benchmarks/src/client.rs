@@ -214,7 +214,8 @@ fn microseconds_at(sorted: &[Duration], quantile: f64) -> f64 {
     sorted.get(position).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
 }
 
-fn processor_time() -> Duration {
+/// Of the whole process, so far.
+pub fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the usage of the own process is known");
     [usage.user_time(), usage.system_time()]
         .iter()

@@ -11,6 +11,7 @@ mod options;
 mod picture;
 mod report;
 mod scenario;
+mod studies;
 mod systems;
 mod threads;
 
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use crate::options::{Action, Run};
 use crate::report::Report;
 use crate::scenario::Scenario;
+use crate::studies::{failover, growth, instructions};
 use crate::systems::System;
 
 fn main() -> ExitCode {
@@ -30,6 +32,12 @@ fn main() -> ExitCode {
         }
         Ok(Action::List(run)) => list(&run),
         Ok(Action::Run(run)) => measure_all(&run),
+        Ok(Action::Instructions { is_update }) => instructions::report(is_update),
+        Ok(Action::Growth) => growth::report(),
+        Ok(Action::Failover) => failover::report(),
+        Ok(Action::Count { system, batch, commands }) => {
+            instructions::run_here(&system, batch, commands)
+        }
         Ok(Action::Measure { system, scenario, seconds }) => {
             child::measure_here(&system, &scenario, seconds)
         }

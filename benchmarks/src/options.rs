@@ -5,8 +5,9 @@ use crate::systems::System;
 
 pub const USAGE: &str = "\
 Usage: cargo run --release -- [FILTER...] [--runs N] [--seconds S] [--quick] [--list]
+       cargo run --release -- instructions [--update] | growth | failover
 
-Measures Little Raft's peers and the limits beside each other, prints tables, and writes
+Measures Little Raft, its peers and the limits beside each other, prints tables, and writes
 latest.json, latest.md and pictures into the folder `results`.
 
 FILTER       A part of a measurement's name (leader-thread, own-thread, one-thread, fixed-16,
@@ -16,12 +17,28 @@ FILTER       A part of a measurement's name (leader-thread, own-thread, one-thre
 --seconds S  How long each measurement lasts, after warming up. Default: 1
 --quick      The same as --runs 1 --seconds 0.2
 --list       Says what would be measured.
+
+instructions Counts instructions per command, by valgrind, and holds Little Raft's against
+             instructions-budget.json, or makes them the budget with --update
+growth       What more replicas, a longer log and a slow follower cost
+failover     How long a cluster is without a leader after it lost one, in virtual time
 ";
 
 pub enum Action {
     Help,
     List(Run),
     Run(Run),
+    Instructions {
+        is_update: bool,
+    },
+    Growth,
+    Failover,
+    /// Hidden: the run whose instructions valgrind counts.
+    Count {
+        system: String,
+        batch: u64,
+        commands: u64,
+    },
     /// Hidden: one measurement, in a child process.
     Measure {
         system: String,
@@ -38,13 +55,30 @@ pub struct Run {
 
 pub const MEASURE: &str = "measure-in-this-process";
 
+pub const COUNT: &str = "count-in-this-process";
+
 pub fn parse(arguments: &[String]) -> Result<Action, String> {
-    if let [first, system, scenario, seconds] = arguments
-        && first == MEASURE
-    {
-        let seconds = number("the number of seconds", Some(seconds))?;
-        return Ok(Action::Measure { system: system.clone(), scenario: scenario.clone(), seconds });
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["instructions"] => Ok(Action::Instructions { is_update: false }),
+        ["instructions", "--update"] => Ok(Action::Instructions { is_update: true }),
+        ["growth"] => Ok(Action::Growth),
+        ["failover"] => Ok(Action::Failover),
+        [MEASURE, system, scenario, _] => {
+            let seconds = number("the number of seconds", arguments.last())?;
+            let (system, scenario) = (system.to_string(), scenario.to_string());
+            Ok(Action::Measure { system, scenario, seconds })
+        }
+        [COUNT, system, _, _] => {
+            let batch = number("the size of a batch", arguments.get(2))?;
+            let commands = number("the number of commands", arguments.get(3))?;
+            Ok(Action::Count { system: system.to_string(), batch, commands })
+        }
+        _ => parse_run(arguments),
     }
+}
+
+fn parse_run(arguments: &[String]) -> Result<Action, String> {
     let mut run = Run { filters: Vec::new(), runs: 3, seconds: 1.0 };
     let mut is_list = false;
     let mut arguments = arguments.iter();

@@ -86,7 +86,10 @@ impl<T: Clone> Log<T> {
             let last = run.last();
             let mut indexes = run.first.max(self.base.index + 1)..=last.index;
             let new = indexes.find(|&index| !self.holds(LogId { index, ..last }));
-            if !run.follows(prev, term) || new.is_some_and(|from| from <= commit) {
+            let covers = (run.first..=last.index).contains(&self.base.index);
+            let contradicts =
+                covers && run.term != self.base.term || new.is_some_and(|it| it <= commit);
+            if contradicts || !run.follows(prev, term) {
                 return false;
             } else if let Some(from) = new {
                 self.truncate(from);

@@ -170,7 +170,7 @@ pub struct Raft<T, D = Vec<u8>> {
     /// The term, vote and snapshot that are saved; nothing before the first save.
     durable: Option<(Term, Option<ReplicaID>, Index)>,
     /// What was last told: term, role, leader and configuration. And when to tell it again.
-    told: (Term, Role, Option<ReplicaID>, Index),
+    told: (Term, Role, Option<ReplicaID>, Arc<Membership>),
     tell_at: Duration,
 }
 
@@ -217,7 +217,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             orphans: BTreeMap::new(),
             outputs: Outputs::default(),
             durable: saved.membership.map(|_| (saved.term, saved.voted_for, start)),
-            told: (0, Role::Follower, None, 0),
+            told: (0, Role::Follower, None, Arc::default()),
             tell_at: now,
         };
         raft.reset_election_timer();
@@ -276,7 +276,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// greater term clears the vote.
     pub(crate) fn enter(&mut self, term: Term, role: Role, leader: Option<ReplicaID>) {
         if self.role == Role::Leader {
-            for run in self.log.slice(self.leading.first.max(self.applied + 1), LIMIT) {
+            for run in self.log.slice(self.leading.first.max(self.commit + 1), LIMIT) {
                 let ids = (run.first..).map(|index| LogId { term: run.term, index });
                 self.orphans.extend(ids.zip(run.transitions.iter().cloned()));
             }
@@ -332,7 +332,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn outputs(&mut self) -> Outputs<T, D> {
         self.lead();
         self.check();
-        let news = (self.term, self.role, self.leader, self.log.membership().0);
+        let news = (self.term, self.role, self.leader, self.log.membership().1.clone());
         if news != self.told || self.now >= self.tell_at {
             self.outputs.status = Some(self.status());
             (self.told, self.tell_at) = (news, self.now + self.config.heartbeat_timeout);

@@ -42,7 +42,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn take_reads(&mut self) -> Vec<(u64, ReadState)> {
         let (applied, leader) = (self.applied, self.leader.map(|leader| (self.term, leader)));
         let ready = |read: &Read| read.index.is_some_and(|index| index <= applied);
-        let lost = |read: &Read| read.leader != leader || self.now >= read.overdue_at;
+        let late = |read: &Read| self.now >= read.overdue_at;
+        let lost = |read: &Read| leader.is_none() || read.leader != leader || late(read);
         let lost = |read: &Read| lost(read) && read.index.is_none_or(|index| index > self.commit);
         let state = |it: &Read| if ready(it) { ReadState::Ready } else { ReadState::Abandoned };
         let ended = self.reads.extract_if(.., |read| ready(read) || lost(read));

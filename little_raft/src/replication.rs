@@ -175,25 +175,25 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// Sends a snapshot to a peer that needs entries which are compacted (§7). A lost one is sent
-    /// again, ever more rarely, as long as the peer answers that it does not have it.
+    /// Sends a snapshot to a peer that needs entries which are compacted (§7). As long as it answers
+    /// that it lacks them it gets another, after ever longer times until it has caught up.
     fn send_snapshot(&mut self, to: ReplicaID) {
-        let (first, round) = (self.config.election_timeout_range.1, self.leading.round);
+        let (least, round) = (self.config.election_timeout_range.1, self.leading.round);
         let Some(snapshot) = self.snapshot.clone() else { return };
         let Some(peer) = self.leading.peers.get_mut(&to) else { return };
-        let again = peer.activity == Activity::Installing;
-        let wait = if again { (peer.patience.1 * 2).min(first * 64) } else { first };
-        peer.patience = (self.now.saturating_add(wait), wait);
-        (peer.activity, peer.next) = (Activity::Installing, snapshot.last_included_index + 1);
+        let wait = (peer.patience.1 * 2).clamp(least, least * 64);
+        (peer.activity, peer.patience) =
+            (Activity::Installing, (self.now.saturating_add(wait), wait));
+        peer.next = snapshot.last_included_index.max(peer.matched) + 1;
         let membership = Membership::clone(&self.log.memberships[0].1);
         self.send(to, Body::InstallSnapshot { snapshot, membership, round });
     }
 
-    /// Up to where the log may be compacted: a live peer that is installing a snapshot will need what
-    /// follows it.
+    /// Up to where the log may be compacted: a peer that may still be installing a snapshot will need
+    /// what follows it.
     pub(crate) fn needed_by_receivers(&self) -> Index {
-        let live = self.now.saturating_sub(self.config.election_timeout_range.1);
-        let installs = |it: &&Progress| it.activity == Activity::Installing && it.heard >= live;
+        let installs =
+            |it: &&Progress| it.activity == Activity::Installing && self.now < it.patience.0;
         let receivers = self.leading.peers.values().filter(installs);
         receivers.map(|it| it.next - 1).min().unwrap_or(Index::MAX)
     }
@@ -213,6 +213,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         match result {
             Ok(matched) => {
                 peer.matched = peer.matched.max(matched);
+                peer.patience.1 = if matched < last { peer.patience.1 } else { Duration::ZERO };
                 if peer.matched + 1 >= peer.next {
                     (peer.activity, peer.next) = (Activity::Replicating, peer.matched + 1);
                 }
@@ -222,7 +223,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 }
             }
             Err(_) if peer.activity == Activity::Installing && self.now < peer.patience.0 => {}
-            Err(hint) if hint < base => self.send_snapshot(from),
+            Err(hint) if hint < base && peer.matched < base.index => self.send_snapshot(from),
             Err(hint) => {
                 // Back to where the logs may still agree, past a whole term at a time, and no
                 // further than they are known to.

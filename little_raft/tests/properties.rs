@@ -2,8 +2,8 @@
 //! the enumeration of majorities, the log and what is saved of it against a vector.
 
 use little_raft::{
-    Body, Change, Config, Index, LogId, Membership, MemoryStorage, Message, Raft, ReplicaID, Run,
-    Snapshot, StateMachineTransition, Storage, Term,
+    Body, Change, Config, Index, LogId, Membership, MemoryStorage, Message, Raft, ReplicaID,
+    Request, Run, Snapshot, StateMachineTransition, Storage, Term,
 };
 use proptest::prelude::*;
 use proptest::sample::Index as Choice;
@@ -505,6 +505,8 @@ enum Answer {
     Appended(Term, Result<Index, LogId>, Duration),
 }
 
+type Sent = Vec<(ReplicaID, Message<Number, Vec<u32>>)>;
+
 /// The follower under test with its storage and its state machine, driven as the loop drives it.
 struct Follower {
     raft: Raft<Number, Vec<u32>>,
@@ -556,8 +558,23 @@ impl Follower {
     }
 
     fn take_outputs(&mut self) -> (Vec<Answer>, Option<Index>) {
+        let (appends, messages, cut) = self.do_outputs();
+        assert_eq!(appends, [], "a follower sends no appends");
+        let answer = |(_, message): (ReplicaID, Message<Number, Vec<u32>>)| match message {
+            Message::Protocol { term, body: Body::Appended { result, round }, .. } => {
+                Answer::Appended(term, result, round)
+            }
+            Message::Protocol { term, body: Body::Vote { pre: false, granted: false }, .. } => {
+                Answer::NewerTerm(term)
+            }
+            other => panic!("a follower answered {other:?}"),
+        };
+        (messages.into_iter().map(answer).collect(), cut)
+    }
+
+    /// Saves, applies and compacts. Returns what is to be sent, and where the saved log was cut off.
+    fn do_outputs(&mut self) -> (Sent, Sent, Option<Index>) {
         let outputs = self.raft.outputs();
-        assert_eq!(outputs.appends, [], "a follower sends no appends");
         let cut = outputs.change.as_ref().and_then(|change| change.truncate_from);
         if let Some(change) = outputs.change {
             self.storage.save(change).expect("memory does not fail");
@@ -576,16 +593,7 @@ impl Follower {
                 self.raft.compact(snapshot);
             }
         }
-        let answer = |(_, message): (ReplicaID, Message<Number, Vec<u32>>)| match message {
-            Message::Protocol { term, body: Body::Appended { result, round }, .. } => {
-                Answer::Appended(term, result, round)
-            }
-            Message::Protocol { term, body: Body::Vote { pre: false, granted: false }, .. } => {
-                Answer::NewerTerm(term)
-            }
-            other => panic!("a follower answered {other:?}"),
-        };
-        (outputs.messages.into_iter().map(answer).collect(), cut)
+        (outputs.appends, outputs.messages, cut)
     }
 
     /// The log, what is saved of it, the configuration and the applied state are the paper's.
@@ -805,4 +813,119 @@ fn what_no_replica_saves_is_refused() {
         let error = raft.expect_err("this cannot have been saved");
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
     }
+}
+
+// Messages that no replica sends.
+
+/// Mostly numbers that may make sense, and the greatest there is.
+fn any_number(end: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![19 => 0..end, 1 => Just(usize::MAX)]
+}
+
+fn any_id() -> impl Strategy<Value = LogId> {
+    (any_number(6), any_number(14)).prop_map(|(term, index)| LogId { term, index })
+}
+
+fn any_run() -> impl Strategy<Value = Run<Number>> {
+    let transitions = prop::collection::vec(any::<u32>().prop_map(Number), 0..5);
+    let membership = prop::option::weighted(0.2, any_membership());
+    (any_number(14), any_number(6), transitions, membership).prop_map(
+        |(first, term, transitions, membership)| {
+            let (transitions, membership) = (Arc::new(transitions), membership.map(Arc::new));
+            Run { first, term, transitions, membership }
+        },
+    )
+}
+
+fn any_membership() -> impl Strategy<Value = Membership> {
+    let ids = || prop::collection::btree_set(1_usize..6, 0..4);
+    (ids(), ids(), ids()).prop_map(|(voters, outgoing, learners)| Membership {
+        voters,
+        outgoing,
+        learners,
+    })
+}
+
+/// Runs that follow one another, from some index and term on, as a liar with a little care sends.
+fn any_runs() -> impl Strategy<Value = (LogId, Vec<Run<Number>>)> {
+    let entries = prop::collection::vec((0_usize..2, value()), 0..6);
+    let prev = (0_usize..6, 0_usize..14).prop_map(|(term, index)| LogId { term, index });
+    let careful = (prev, entries, 1_usize..4).prop_map(|(prev, newer, longest)| {
+        let mut term = prev.term;
+        let entry = |(more, value): (usize, Value)| {
+            term += more;
+            (term.max(1), value)
+        };
+        let entries: Entries = newer.into_iter().map(entry).collect();
+        (prev, runs(prev.index + 1, &entries, longest))
+    });
+    prop_oneof![3 => careful, 1 => (any_id(), prop::collection::vec(any_run(), 0..4))]
+}
+
+fn any_body() -> impl Strategy<Value = Body<Number, Vec<u32>>> {
+    let number = || any_number(16);
+    let round = || prop_oneof![0_u64..3, 0_u64..1_500_000_000, Just(u64::MAX)];
+    let round = || round().prop_map(Duration::from_nanos);
+    let append = (any_runs(), number(), round()).prop_map(|((prev, runs), commit, round)| {
+        Body::AppendEntries { prev, runs, commit, round }
+    });
+    let install = (any_id(), any_membership(), round()).prop_map(|(end, membership, round)| {
+        let (last_included_index, last_included_term) = (end.index, end.term);
+        let data = vec![end.index as u32];
+        let snapshot = Snapshot { last_included_index, last_included_term, data };
+        Body::InstallSnapshot { snapshot, membership, round }
+    });
+    let flag = any::<bool>;
+    let votes = (flag(), flag(), any_id()).prop_map(|(pre, transfer, last)| Body::RequestVote {
+        pre,
+        transfer,
+        last,
+    });
+    let matched = (number(), round()).prop_map(|(it, round)| (Ok(it), round));
+    let refused = (any_id(), round()).prop_map(|(it, round)| (Err(it), round));
+    let ids = || prop::collection::vec(1_usize..6, 0..4);
+    prop_oneof![
+        8 => append,
+        3 => install,
+        3 => prop_oneof![matched, refused]
+            .prop_map(|(result, round)| Body::Appended { result, round }),
+        2 => votes,
+        4 => (flag(), flag()).prop_map(|(pre, granted)| Body::Vote { pre, granted }),
+        1 => Just(Body::TimeoutNow),
+        1 => any::<u64>().prop_map(|context| Body::ReadIndex { context }),
+        1 => (ids(), ids()).prop_map(|(voters, learners)| {
+            Body::Request(Request::ChangeMembership { voters, learners })
+        }),
+        1 => (1_usize..6).prop_map(|to_id| Body::Request(Request::TransferLeadership { to_id })),
+    ]
+}
+
+/// V8: whatever arrives, from whomever, nothing panics, and what is saved can be started from.
+#[test]
+fn no_message_breaks_a_replica() {
+    let message = (0_usize..6, any_number(6), any_body(), 0_u64..300);
+    let led = Cell::new(0);
+    let inputs = (0_usize..3, prop::collection::vec(message, 1..60));
+    let property = |(snapshot_delta, messages): (_, Vec<_>)| {
+        let mut follower = Follower::new(snapshot_delta, 2, false);
+        let mut now = Duration::ZERO;
+        for (from_id, term, body, milliseconds) in messages {
+            now += Duration::from_millis(milliseconds);
+            follower.raft.step(now, Message::Protocol { from_id, term, body });
+            follower.raft.tick(now);
+            follower.raft.propose(vec![Number(1)]);
+            follower.do_outputs();
+            count(&led, follower.raft.status().leader == Some(FOLLOWER));
+            let saved = follower.storage.load().expect("memory does not fail");
+            let again = Raft::new(follower.config.clone(), Number(0), saved, now);
+            prop_assert!(again.is_ok(), "{again:?}");
+        }
+        Ok(())
+    };
+    let mut config = ProptestConfig::default();
+    config.cases = config.cases.max(1024);
+    if let Err(failure) = TestRunner::new(config).run(&inputs, property) {
+        panic!("{failure}");
+    }
+    assert!(led.get() > 100, "it led {} times only", led.get());
 }

@@ -109,10 +109,10 @@ fn a_file_with_something_behind_it_loses_nothing() {
 fn a_flipped_bit_in_any_page_is_found_or_harmless() {
     for image in [Image::closed(), Image::killed()] {
         let (mut numbers, mut found, mut tried) = (Numbers::new(7), 0, 0);
-        let flips = repetitions("LITTLE_RAFT_FLIPS", 2);
+        let flips = repetitions("LITTLE_RAFT_FLIPS", 1);
         for page in 0..image.database.len() / 4096 {
             // The first page holds the header, most of which matters.
-            for _ in 0..if page == 0 { 100 } else { flips } {
+            for _ in 0..if page == 0 { 40 } else { flips } {
                 let byte = page * 4096 + numbers.below(if page == 0 { 320 } else { 4096 });
                 let bit = numbers.below(8);
                 let mut database = image.database.clone();
@@ -146,7 +146,7 @@ fn a_flipped_bit_in_an_entry_is_found() {
 fn zeroed_sectors_are_found_or_harmless() {
     for image in [Image::closed(), Image::killed()] {
         let (sectors, mut found) = (image.database.len() / 512, 0);
-        let step = repetitions("LITTLE_RAFT_SECTOR_STEP", 5);
+        let step = repetitions("LITTLE_RAFT_SECTOR_STEP", 23);
         for sector in (0..sectors).step_by(step) {
             let mut database = image.database.clone();
             database[sector * 512..][..512].fill(0);
@@ -172,7 +172,7 @@ fn a_power_cut_leaves_a_save_or_not() {
         model.append(change.clone());
         storage.save(change).expect("saved");
         let after = Image::read(directory.path(), model.clone());
-        for cut in 0..repetitions("LITTLE_RAFT_POWER_CUTS", 30) {
+        for cut in 0..repetitions("LITTLE_RAFT_POWER_CUTS", 16) {
             // From a sector or two to almost everything.
             let lost = [2, 10, 50, 100, 300, 600, 900, 999][cut % 8];
             let mut database = after.database.clone();

@@ -90,6 +90,8 @@ fn change(step: &Step, saved: &Saved) -> Saved {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(repetitions("PROPTEST_CASES", 32) as u32))]
+
 
     #[test]
     fn what_was_saved_comes_back(steps in proptest::collection::vec(step(), 1..25)) {

@@ -108,7 +108,8 @@ impl<S: Subject> Simulation<S> {
                 .collect();
             let one_way = self.faults.one_way_cuts && self.random.random_ratio(1, 3);
             note!(self, "partition {side:?} one way: {one_way}");
-            for (from, to) in (0..replicas).flat_map(|from| (0..replicas).map(move |to| (from, to))) {
+            for (from, to) in (0..replicas).flat_map(|from| (0..replicas).map(move |to| (from, to)))
+            {
                 if side[from] && !side[to] {
                     self.network.cut(from, to, one_way);
                 }

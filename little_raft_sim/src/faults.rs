@@ -171,10 +171,7 @@ impl Faults {
 
 /// With a chance, a mean interval of so many milliseconds.
 fn every(
-    random: &mut Random,
-    numerator: u32,
-    denominator: u32,
-    range: std::ops::Range<u64>,
+    random: &mut Random, numerator: u32, denominator: u32, range: std::ops::Range<u64>,
 ) -> Option<Duration> {
     let chosen = random.random_ratio(numerator, denominator);
     chosen.then(|| Duration::from_millis(random.random_range(range)))

@@ -93,7 +93,10 @@ impl Laws {
             (Some((_, was, content, _)), prev)
                 if *content != digest || prev.is_some_and(|prev| prev != *was) =>
             {
-                broken("K3", format!("entry {}@{term} after {prev:?} differs, was after {was}", it.index))
+                broken(
+                    "K3",
+                    format!("entry {}@{term} after {prev:?} differs, was after {was}", it.index),
+                )
             }
             _ => Ok(()),
         }
@@ -106,10 +109,7 @@ impl Laws {
 
     /// K4: nothing that is committed and was durable is lost by a change.
     pub(crate) fn keeps(
-        &self,
-        before: Option<LogId>,
-        ledger: &Ledger,
-        appended: &[Appended],
+        &self, before: Option<LogId>, ledger: &Ledger, appended: &[Appended],
     ) -> Result<(), Broken> {
         // A leader of a term before that of the commit may still take away what was committed later,
         // from a replica that was not needed for it.
@@ -149,10 +149,7 @@ impl Laws {
     /// K8: what a leader commits, in the configurations that were in force, is its own term's and
     /// durable on a quorum of every half. Nobody else commits first.
     pub(crate) fn commits(
-        &mut self,
-        status: &Status,
-        role_before: Role,
-        configurations: &[&Arc<Membership>],
+        &mut self, status: &Status, role_before: Role, configurations: &[&Arc<Membership>],
         ledgers: &[Ledger],
     ) -> Result<(), Broken> {
         let (from, to) = (self.commit() + 1, status.commit);
@@ -176,7 +173,10 @@ impl Laws {
             majority(&it.voters) && (it.outgoing.is_empty() || majority(&it.outgoing))
         };
         if !configurations.iter().any(|it| settled(it)) {
-            return broken("K8", format!("{id:?} is not durable on a quorum of {configurations:?}"));
+            return broken(
+                "K8",
+                format!("{id:?} is not durable on a quorum of {configurations:?}"),
+            );
         }
         for index in from..=to {
             let entry = own.entry(index);
@@ -196,7 +196,10 @@ impl Laws {
             if let Some(earlier) = self.places.insert(entry.digest, index)
                 && known.is_some_and(|(.., membership)| membership.is_none())
             {
-                return broken("outcome", format!("one transition is committed at {earlier} and {index}"));
+                return broken(
+                    "outcome",
+                    format!("one transition is committed at {earlier} and {index}"),
+                );
             }
             if self.refused.contains_key(&entry.digest) {
                 return broken("outcome", format!("{index} was abandoned and is committed"));
@@ -239,7 +242,9 @@ impl Laws {
         let known = self.committed.get(index - 1).map(|it| it.entry.digest);
         match known == Some(digest) {
             true => Ok(()),
-            false => broken("K5", format!("applies {digest} at {index} where {known:?} is committed")),
+            false => {
+                broken("K5", format!("applies {digest} at {index} where {known:?} is committed"))
+            }
         }
     }
 
@@ -279,11 +284,8 @@ impl Laws {
 
     /// K7: a message is true of the sender's disk when it leaves. K1 from messages.
     pub(crate) fn leaves<T: Hash + Clone, D>(
-        &mut self,
-        (from_id, to_id): (ReplicaID, ReplicaID),
-        message: &Message<T, D>,
-        (ledger, role): (&Ledger, Role),
-        of_leader: Option<&Ledger>,
+        &mut self, (from_id, to_id): (ReplicaID, ReplicaID), message: &Message<T, D>,
+        (ledger, role): (&Ledger, Role), of_leader: Option<&Ledger>,
     ) -> Result<(), Broken> {
         let Message::Protocol { from_id: named, term, body } = message else {
             return broken("K7", "a replica sends a bare request".into());
@@ -310,7 +312,7 @@ impl Laws {
             Body::InstallSnapshot { snapshot, membership, .. } => {
                 self.leads(from_id, term)?;
                 let (id, known) = (snapshot.last(), self.commit_id(snapshot.last_included_index));
-                known == Some(id) && (*self.membership_at(id.index) == *membership || std::env::var("SIM_LENIENT").is_ok())
+                known == Some(id) && *self.membership_at(id.index) == *membership
             }
             Body::TimeoutNow => voted_for == Some(from_id) && !self.leads(from_id, term)?,
             Body::Appended { result: Ok(matched), .. } => self.matches(*matched, ledger, of_leader),
@@ -324,7 +326,10 @@ impl Laws {
             false => {
                 let (disk, last) = ((ledger.term, voted_for), ledger.last());
                 let what = crate::trace::message(message);
-                broken("K7", format!("{from_id} tells {to_id} {what} with {disk:?} {last:?} on disk"))
+                broken(
+                    "K7",
+                    format!("{from_id} tells {to_id} {what} with {disk:?} {last:?} on disk"),
+                )
             }
         }
     }
@@ -336,9 +341,7 @@ impl Laws {
     }
 
     fn know_runs<T: Hash + Clone>(
-        &mut self,
-        prev: LogId,
-        runs: &[little_raft::Run<T>],
+        &mut self, prev: LogId, runs: &[little_raft::Run<T>],
     ) -> Result<(), Broken> {
         let mut prev_term = prev.term;
         let mut index = prev.index;

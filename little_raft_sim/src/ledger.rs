@@ -58,7 +58,8 @@ impl Ledger {
 
     /// Whether the entry is durable here, in the log or in the snapshot.
     pub(crate) fn has(&self, id: LogId) -> bool {
-        id.index <= self.snapshot.index.max(self.base.index) || self.term_at(id.index) == Some(id.term)
+        id.index <= self.snapshot.index.max(self.base.index)
+            || self.term_at(id.index) == Some(id.term)
     }
 
     /// Whether two ledgers hold the same.
@@ -75,8 +76,7 @@ impl Ledger {
 
     /// Takes over a change, if it is one that Raft allows. Returns what it appended.
     pub(crate) fn save<T: Clone + Hash, D>(
-        &mut self,
-        change: &Change<T, D>,
+        &mut self, change: &Change<T, D>,
     ) -> Result<Vec<Appended>, Broken> {
         self.save_hard_state(change)?;
         let snapshot = change.snapshot.as_ref().map_or(self.snapshot, |it| it.last());
@@ -113,10 +113,7 @@ impl Ledger {
     }
 
     fn compact(
-        &mut self,
-        base: LogId,
-        snapshot: LogId,
-        membership: Option<Membership>,
+        &mut self, base: LogId, snapshot: LogId, membership: Option<Membership>,
     ) -> Result<(), Broken> {
         let known = self.term_at(base.index);
         if base.index > self.last().index || known.is_some_and(|term| term != base.term) {
@@ -137,15 +134,16 @@ impl Ledger {
     }
 
     fn append<T: Clone + Hash>(
-        &mut self,
-        run: &Run<T>,
-        appended: &mut Vec<Appended>,
+        &mut self, run: &Run<T>, appended: &mut Vec<Appended>,
     ) -> Result<(), Broken> {
         if run.first != self.last().index + 1 || run.last().index < run.first {
             return broken("K9", format!("a gap between {:?} and {:?}", self.last(), run.first));
         }
         if run.term < self.last().term || run.term > self.term {
-            return broken("K3", format!("term {} after {:?} in {}", run.term, self.last(), self.term));
+            return broken(
+                "K3",
+                format!("term {} after {:?} in {}", run.term, self.last(), self.term),
+            );
         }
         for (offset, digest) in digests(run).enumerate() {
             let (index, prev_term) = (run.first + offset, Some(self.last().term));

@@ -1,44 +1,148 @@
-//! runner
-use little_raft_sim::*;
+//! Runs seeds of the simulator over the registers that come with it.
+
+use clap::{Parser, Subcommand};
+use little_raft_sim::{Broken, Counters, Registers, Simulation, mermaid, shrink};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::process::ExitCode;
 use std::time::Instant;
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if args[1] == "--seed" {
-        let seed = args[2].parse().unwrap();
-        let mut simulation = Simulation::new(Registers::default(), seed).traced();
-        println!("{:?}", simulation.faults());
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| simulation.run()));
-        for line in simulation.trace() {
-            println!("{line}");
-        }
-        println!("{result:?}");
-        return;
-    }
-    let (from, to): (u64, u64) = (args[1].parse().unwrap(), args[2].parse().unwrap());
-    let mut total = Counters::default();
-    let start = Instant::now();
-    let mut failures = std::collections::BTreeMap::<String, Vec<u64>>::new();
+
+/// Runs clusters under faults and checks the laws of Raft after every event.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The seeds to run, as FROM..TO.
+    #[arg(long, value_parser = range, default_value = "0..1000")]
+    seeds: Range<u64>,
+    /// Runs this seed alone.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Prints everything that happens in that one run.
+    #[arg(long)]
+    trace: bool,
+    /// Makes that one run smaller, if it fails, before anything is printed.
+    #[arg(long)]
+    shrink: bool,
+    /// Prints the last so many lines of the trace as a sequence diagram for Mermaid.
+    #[arg(long, value_name = "LINES")]
+    mermaid: Option<usize>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs until it is stopped, from the first seed on.
+    Soak,
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let ends = text.split_once("..").and_then(|(from, to)| from.parse().ok().zip(to.parse().ok()));
+    let (from, to): (u64, u64) = ends.ok_or("two numbers with .. in between, such as 0..1000")?;
+    Ok(from..to)
+}
+
+fn main() -> ExitCode {
+    // A panic is the breach of a law like others, and told like others.
     std::panic::set_hook(Box::new(|_| {}));
-    for seed in from..to {
-        let mut simulation = Simulation::new(Registers::default(), seed);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| simulation.run()));
-        total.add(simulation.counters());
-        let what = match result {
-            Ok(Ok(())) => continue,
-            Ok(Err(broken)) => broken.to_string(),
-            Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
-        };
-        let key: String = what.chars().take(40).collect();
-        let list = failures.entry(key).or_default();
-        if list.len() < 2 {
-            println!("seed {seed}: {}", what.chars().take(500).collect::<String>());
+    let arguments = Arguments::parse();
+    let failed = match (arguments.seed, &arguments.command) {
+        (Some(seed), _) => run_one(seed, &arguments),
+        (None, Some(Command::Soak)) => soak(arguments.seeds.start),
+        (None, None) => run_many(arguments.seeds),
+    };
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs one seed and says all about it.
+fn run_one(seed: u64, arguments: &Arguments) -> bool {
+    let mut simulation = Simulation::new(Registers::default(), seed);
+    let (mut faults, mut seed) = (simulation.faults().clone(), seed);
+    if arguments.shrink {
+        if let Some((fewer, other, _)) = shrink(Registers::default, faults.clone(), seed, 20) {
+            simulation = Simulation::with_faults(Registers::default(), fewer.clone(), other);
+            (faults, seed) = (fewer, other);
         }
-        list.push(seed);
     }
-    let seconds = start.elapsed().as_secs_f64();
-    print!("{total}");
-    println!("{} events in {seconds:.1}s: {:.0}/s", total.events, total.events as f64 / seconds);
-    for (key, seeds) in failures {
-        println!("{:6} {key} {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
+    simulation = simulation.traced();
+    let result = simulation.run_caught();
+    println!("{faults:#?}");
+    let lines = simulation.trace();
+    if arguments.trace {
+        lines.iter().for_each(|line| println!("{line}"));
     }
+    if let Some(last) = arguments.mermaid {
+        println!("{}", mermaid(&lines[lines.len().saturating_sub(last)..]));
+    }
+    println!("{}", simulation.counters());
+    match result {
+        Ok(()) => println!("seed {seed}: every law holds"),
+        Err(broken) => {
+            println!("seed {seed} breaks {broken}");
+            return true;
+        }
+    }
+    false
+}
+
+/// What many runs came to.
+#[derive(Default)]
+struct Summary {
+    counters: Counters,
+    failures: BTreeMap<&'static str, Vec<u64>>,
+}
+
+impl Summary {
+    fn run(&mut self, seed: u64) {
+        let mut simulation = Simulation::new(Registers::default(), seed);
+        let result = simulation.run_caught();
+        self.counters.add(simulation.counters());
+        if let Err(broken) = result {
+            self.fail(seed, &broken);
+        }
+    }
+
+    fn fail(&mut self, seed: u64, broken: &Broken) {
+        let seeds = self.failures.entry(broken.law).or_default();
+        seeds.push(seed);
+        if seeds.len() <= 3 {
+            let text: String = broken.to_string().chars().take(400).collect();
+            println!("seed {seed} breaks {text}");
+            println!("  replay: cargo run --release -p little_raft_sim -- --seed {seed} --trace");
+        }
+    }
+
+    fn print(&self, since: Instant) {
+        let seconds = since.elapsed().as_secs_f64();
+        let events = self.counters.events;
+        println!("{}{events} events in {seconds:.1} s: {:.0} a second", self.counters, {
+            events as f64 / seconds
+        });
+        for (law, seeds) in &self.failures {
+            println!(
+                "{law} is broken by {} seeds: {:?}",
+                seeds.len(),
+                &seeds[..seeds.len().min(8)]
+            );
+        }
+    }
+}
+
+fn run_many(seeds: Range<u64>) -> bool {
+    let (mut summary, since) = (Summary::default(), Instant::now());
+    seeds.for_each(|seed| summary.run(seed));
+    summary.print(since);
+    !summary.failures.is_empty()
+}
+
+fn soak(first: u64) -> bool {
+    let (mut summary, since) = (Summary::default(), Instant::now());
+    for seed in first.. {
+        summary.run(seed);
+        if (seed - first + 1).is_multiple_of(10_000) {
+            println!("seeds {first}..{}", seed + 1);
+            summary.print(since);
+        }
+    }
+    !summary.failures.is_empty()
 }

@@ -25,15 +25,12 @@ impl<T: Clone, D: Clone> Network<T, D> {
 
     /// Accepts a message. Returns when each of its copies arrives, and the ticket of each.
     pub(crate) fn send(
-        &mut self,
-        now: Time,
-        packet: Packet<T, D>,
-        faults: &Faults,
-        random: &mut Random,
+        &mut self, now: Time, packet: Packet<T, D>, faults: &Faults, random: &mut Random,
         counters: &mut Counters,
     ) -> [Option<(Time, usize)>; 2] {
         let (from, to, _) = packet;
-        let chance = |random: &mut Random, of: u32| of > 0 && random.random_range(0..1_000_000) < of;
+        let chance =
+            |random: &mut Random, of: u32| of > 0 && random.random_range(0..1_000_000) < of;
         if self.cut[from][to] || (!self.quiet && chance(random, faults.lost)) {
             counters.lost += 1;
             return [None, None];

@@ -1,10 +1,10 @@
 //! The subject that comes with this crate: registers that are written and read.
 
+use crate::Random;
 use crate::disk::{DiskFault, SimulatedDisk};
 use crate::ledger::Map;
 use crate::linearizability::{Call, Model, Verdict, check};
 use crate::subject::{Ending, Subject};
-use crate::Random;
 use little_raft::{ReplicaID, Snapshot, StateMachine, StateMachineTransition, TransitionState};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,8 @@ impl StateMachine<Write, Bank> for Bank {
     fn register_transition_state(&mut self, _: u64, _: TransitionState) {}
 
     fn apply_transition(&mut self, write: Write) {
-        self.digest = (self.digest ^ write.number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        self.digest =
+            (self.digest ^ write.number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         if write.number > 0 {
             let value = &mut self.values[usize::from(write.key)];
             self.replaced = std::mem::replace(value, write.number);
@@ -108,6 +109,10 @@ impl Model for Register {
             Access::Read(read) => (read == *value).then_some((read, false)),
             Access::Seen(new) => (!unseen).then_some((new, true)),
         }
+    }
+
+    fn only_reads(&self, access: &Access) -> bool {
+        matches!(access, Access::Read(_))
     }
 }
 

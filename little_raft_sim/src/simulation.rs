@@ -12,6 +12,7 @@ use little_raft::{Membership, Message, Raft, ReplicaID, Role, Status};
 use rand::{RngExt, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// Where in a turn a replica crashes.
@@ -190,6 +191,23 @@ impl<S: Subject> Simulation<S> {
         self.subject.verdict().or_else(|detail| broken("K11", detail))
     }
 
+    /// Runs to the end, as [`run`](Self::run) does, and takes a panic for the breach of a law.
+    ///
+    /// # Errors
+    /// The first law that was broken.
+    pub fn run_caught(&mut self) -> Result<(), Broken> {
+        catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            broken("panic", text.unwrap_or_default())
+        })
+    }
+
+    /// The time since the run began.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.now)
+    }
+
     pub(crate) fn run_until(&mut self, end: Time) -> Result<(), Broken> {
         while let Some(Reverse((at, ..))) = self.queue.peek()
             && *at <= end
@@ -288,7 +306,16 @@ impl<S: Subject> Simulation<S> {
         let (queued, reads, status) = (Map::default(), Map::default(), raft.status());
         let first_turn = node.clock.shows(raft.deadline(), self.now);
         node.life = Some(Life {
-            raft, storage, machine, led: 0, status, inbox, proposals, questions, queued, reads,
+            raft,
+            storage,
+            machine,
+            led: 0,
+            status,
+            inbox,
+            proposals,
+            questions,
+            queued,
+            reads,
         });
         node.crash = None;
         note!(self, "{id} starts with {:?}", self.ledgers[id].last());

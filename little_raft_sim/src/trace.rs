@@ -1,4 +1,4 @@
-//! How messages read in a trace.
+//! How what happened reads.
 
 use little_raft::{Body, Change, LogId, Message, Run};
 
@@ -9,7 +9,12 @@ fn id(LogId { term, index }: LogId) -> String {
 fn entries<T>(runs: &[Run<T>]) -> String {
     let runs = runs.iter().map(|run| {
         let kind = if run.membership.is_some() { " configuration" } else { "" };
-        format!("{}..={}@{}{kind}", run.first, run.first + run.transitions.len().max(1) - 1, run.term)
+        format!(
+            "{}..={}@{}{kind}",
+            run.first,
+            run.first + run.transitions.len().max(1) - 1,
+            run.term
+        )
     });
     runs.collect::<Vec<_>>().join(", ")
 }
@@ -17,7 +22,8 @@ fn entries<T>(runs: &[Run<T>]) -> String {
 /// One change in one line.
 pub(crate) fn change<T, D>(change: &Change<T, D>) -> String {
     let vote = change.voted_for.map_or("nobody".into(), |id| id.to_string());
-    let truncated = change.truncate_from.map_or(String::new(), |from| format!(", truncated from {from}"));
+    let truncated =
+        change.truncate_from.map_or(String::new(), |from| format!(", truncated from {from}"));
     let snapshot = change.snapshot.as_ref().map(|it| format!(", snapshot {}", id(it.last())));
     format!(
         "term {} for {vote}{truncated}, compacted {}, [{}]{}",
@@ -53,14 +59,39 @@ pub(crate) fn message<T, D>(message: &Message<T, D>) -> String {
         Body::InstallSnapshot { snapshot, round, .. } => {
             format!("Install {} round {round:?}", id(snapshot.last()))
         }
-        Body::Appended { result: Ok(matched), round } => format!("Appended {matched} round {round:?}"),
+        Body::Appended { result: Ok(matched), round } => {
+            format!("Appended {matched} round {round:?}")
+        }
         Body::Appended { result: Err(hint), round } => {
             format!("Rejected, hint {} round {round:?}", id(*hint))
         }
         Body::TimeoutNow => "TimeoutNow".to_string(),
         Body::ReadIndex { context } => format!("ReadIndex {context:x}"),
-        Body::ReadIndexResponse { context, index } => format!("ReadIndexResponse {context:x} {index}"),
+        Body::ReadIndexResponse { context, index } => {
+            format!("ReadIndexResponse {context:x} {index}")
+        }
         Body::Request(request) => format!("{request:?}"),
     };
     format!("{body} in term {term}")
+}
+
+/// A sequence diagram for [Mermaid](https://mermaid.js.org) of the messages and events in the lines
+/// of a trace.
+pub fn mermaid<L: AsRef<str>>(lines: &[L]) -> String {
+    let mut diagram = String::from("sequenceDiagram\n");
+    for line in lines {
+        let Some((_, what)) = line.as_ref().trim_start().split_once(' ') else { continue };
+        let what = what.replace([';', '#'], ",");
+        let message = what.split_once(": ").and_then(|(way, text)| {
+            let (from, to) = way.split_once(" -> ")?;
+            let is_name = |it: &str| it == "user" || it.parse::<usize>().is_ok();
+            (is_name(from) && is_name(to)).then(|| format!("    {from}->>{to}: {text}\n"))
+        });
+        let note = what.split_once(' ').and_then(|(name, text)| {
+            let id = name.parse::<usize>().ok()?;
+            Some(format!("    Note over {id}: {text}\n"))
+        });
+        diagram += &message.or(note).unwrap_or_default();
+    }
+    diagram
 }

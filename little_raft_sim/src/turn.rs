@@ -7,8 +7,8 @@ use crate::simulation::{CrashPoint, Event, Life, Simulation, note};
 use crate::subject::{Ending, Subject};
 use little_raft::raft::Outputs;
 use little_raft::{
-    Body, Change, Message, ReadState, ReplicaID, Role, StateMachine, StateMachineTransition, Status,
-    Storage, TransitionAbandonedReason, TransitionState,
+    Body, Change, Message, ReadState, ReplicaID, Role, StateMachine, StateMachineTransition,
+    Status, Storage, TransitionAbandonedReason, TransitionState,
 };
 use rand::RngExt;
 use std::sync::Arc;
@@ -40,7 +40,9 @@ impl<S: Subject> Simulation<S> {
         Ok(())
     }
 
-    fn try_turn(&mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>) -> Survived {
+    fn try_turn(
+        &mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>,
+    ) -> Survived {
         self.take_inputs(id, life)?;
         let inputs_seen = life.raft.status();
         self.observe(id, life, &inputs_seen)?;
@@ -119,8 +121,8 @@ impl<S: Subject> Simulation<S> {
         if let Some((was, is)) = other.filter(|_| before.term == seen.term) {
             return broken("K1", format!("{id} follows {was} and then {is} in term {}", seen.term));
         }
-        let deposed = before.role == Role::Leader
-            && (seen.role != Role::Leader || before.term != seen.term);
+        let deposed =
+            before.role == Role::Leader && (seen.role != Role::Leader || before.term != seen.term);
         self.counters.depositions += u64::from(deposed);
         // A leadership that is not durable yet is none: nothing of it has left the replica.
         let leads = seen.role == Role::Leader && self.ledgers[id].term == seen.term;
@@ -163,10 +165,7 @@ impl<S: Subject> Simulation<S> {
     }
 
     pub(crate) fn send(
-        &mut self,
-        id: ReplicaID,
-        to: ReplicaID,
-        message: Message<S::Transition, S::Data>,
+        &mut self, id: ReplicaID, to: ReplicaID, message: Message<S::Transition, S::Data>,
         role: Role,
     ) -> Result<(), Broken> {
         self.counters.sent += 1;
@@ -195,17 +194,15 @@ impl<S: Subject> Simulation<S> {
     }
 
     fn judge_leaving(
-        &mut self,
-        id: ReplicaID,
-        to: ReplicaID,
-        message: &Message<S::Transition, S::Data>,
+        &mut self, id: ReplicaID, to: ReplicaID, message: &Message<S::Transition, S::Data>,
         role: Role,
     ) -> Result<(), Broken> {
         let of_leader = match message {
             Message::Protocol { term, body: Body::Appended { .. }, .. } => {
-                let leads = self.nodes[to].life.as_ref().is_some_and(|it| {
-                    it.status.role == Role::Leader && it.status.term == *term
-                });
+                let leads = self.nodes[to]
+                    .life
+                    .as_ref()
+                    .is_some_and(|it| it.status.role == Role::Leader && it.status.term == *term);
                 leads.then(|| &self.ledgers[to])
             }
             _ => None,
@@ -214,11 +211,8 @@ impl<S: Subject> Simulation<S> {
     }
 
     fn save(
-        &mut self,
-        id: ReplicaID,
-        life: &mut Life<S>,
-        outputs: &mut Outputs<S::Transition, S::Data>,
-        crash: Option<CrashPoint>,
+        &mut self, id: ReplicaID, life: &mut Life<S>,
+        outputs: &mut Outputs<S::Transition, S::Data>, crash: Option<CrashPoint>,
     ) -> Survived {
         let Some(change) = outputs.change.take() else { return SURVIVED };
         let lost = crash == Some(CrashPoint::InSave) && self.random.random_ratio(1, 2);
@@ -254,9 +248,7 @@ impl<S: Subject> Simulation<S> {
 
     /// Takes down what becomes durable.
     fn record(
-        &mut self,
-        id: ReplicaID,
-        change: &Change<S::Transition, S::Data>,
+        &mut self, id: ReplicaID, change: &Change<S::Transition, S::Data>,
     ) -> Result<Vec<Appended>, Broken> {
         if self.trace.is_some() {
             let line = format!("{id} saves {}", crate::trace::change(change));
@@ -271,9 +263,7 @@ impl<S: Subject> Simulation<S> {
 
     /// What a storage loads must be what was saved.
     pub(crate) fn recovered(
-        &mut self,
-        id: ReplicaID,
-        saved: &Change<S::Transition, S::Data>,
+        &mut self, id: ReplicaID, saved: &Change<S::Transition, S::Data>,
     ) -> Result<(), Broken> {
         let mut fresh = Ledger::default();
         fresh.save(saved)?;
@@ -284,16 +274,15 @@ impl<S: Subject> Simulation<S> {
         }
         match fresh.same(&self.ledgers[id]) {
             true => Ok(()),
-            false => broken("durable", format!("{id} saved {:?}, loads {fresh:?}", self.ledgers[id])),
+            false => {
+                broken("durable", format!("{id} saved {:?}, loads {fresh:?}", self.ledgers[id]))
+            }
         }
     }
 
     /// The last part of a turn: the state machine.
     fn finish(
-        &mut self,
-        id: ReplicaID,
-        life: &mut Life<S>,
-        outputs: Outputs<S::Transition, S::Data>,
+        &mut self, id: ReplicaID, life: &mut Life<S>, outputs: Outputs<S::Transition, S::Data>,
         crash: Option<CrashPoint>,
     ) -> Survived {
         if let Some(snapshot) = outputs.restore {
@@ -353,11 +342,7 @@ impl<S: Subject> Simulation<S> {
     }
 
     fn apply_one(
-        &mut self,
-        id: ReplicaID,
-        life: &mut Life<S>,
-        index: usize,
-        transition: S::Transition,
+        &mut self, id: ReplicaID, life: &mut Life<S>, index: usize, transition: S::Transition,
     ) -> Result<(), Broken> {
         let digest = digest_of(&transition);
         note!(self, "{id} applies {index}: {transition:?}");
@@ -378,9 +363,7 @@ impl<S: Subject> Simulation<S> {
 
     /// A proposal has ended without being applied.
     fn end(
-        &mut self,
-        life: &mut Life<S>,
-        transition: &S::Transition,
+        &mut self, life: &mut Life<S>, transition: &S::Transition,
         reason: TransitionAbandonedReason,
     ) -> Result<(), Broken> {
         let digest = digest_of(transition);
@@ -391,7 +374,6 @@ impl<S: Subject> Simulation<S> {
             return Ok(());
         }
         let Some(number) = life.queued.remove(&digest) else {
-            if std::env::var("SIM_LENIENT").is_ok() { return Ok(()); }
             return broken("outcome", format!("{transition:?} ends twice or was never queued"));
         };
         let ending = match reason {

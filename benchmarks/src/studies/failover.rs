@@ -86,8 +86,7 @@ fn write_row(text: &mut String, circumstances: &Circumstances) -> Result<(), Str
         (0..TRIALS).map(|number| run(circumstances, number)).collect();
     let trials = trials?;
     let sorted = |value: fn(&Trial) -> Duration| {
-        let mut values: Vec<f64> =
-            trials.iter().map(|it| value(it).as_secs_f64() * 1e3).collect();
+        let mut values: Vec<f64> = trials.iter().map(|it| value(it).as_secs_f64() * 1e3).collect();
         values.sort_by(f64::total_cmp);
         values
     };

@@ -124,8 +124,7 @@ fn write_lengths(text: &mut String) -> Result<(), String> {
             handover = handover.min(cluster.hand_over(0, 1)?);
             handover = handover.min(cluster.hand_over(1, 0)?);
         }
-        let _ =
-            writeln!(text, "| {length} | {one:.0} | {some:.1} | {many:.1} | {handover:.0} |");
+        let _ = writeln!(text, "| {length} | {one:.0} | {some:.1} | {many:.1} | {handover:.0} |");
     }
     Ok(())
 }

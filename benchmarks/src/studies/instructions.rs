@@ -114,11 +114,18 @@ fn compare(ours: &BTreeMap<u64, u64>, text: &mut String) -> Result<(), String> {
         serde_json::from_str(&content).map_err(|error| unreadable(error.to_string()))?;
     let budget = budget.thousandths_of_instructions_per_command;
     let mut exceeded = Vec::new();
-    text.push_str("\n| little-raft's budget | per command | measured | used |\n|---|---:|---:|---:|\n");
+    text.push_str(
+        "\n| little-raft's budget | per command | measured | used |\n|---|---:|---:|---:|\n",
+    );
     for (batch, cost) in ours {
         let granted = budget.get(batch).copied().unwrap_or(0);
         let used = *cost as f64 / granted as f64 * 100.0;
-        let _ = writeln!(text, "| w{batch} | {} | {} | {used:.0} % |", decimal(granted), decimal(*cost));
+        let _ = writeln!(
+            text,
+            "| w{batch} | {} | {} | {used:.0} % |",
+            decimal(granted),
+            decimal(*cost)
+        );
         if *cost > granted + granted * TOLERANCE / 1000 {
             exceeded.push(format!("w{batch} by {:.1} %", used - 100.0));
         }
@@ -127,7 +134,9 @@ fn compare(ours: &BTreeMap<u64, u64>, text: &mut String) -> Result<(), String> {
         return Ok(());
     }
     let exceeded = exceeded.join(", ");
-    Err(format!("the budget for instructions is exceeded: {exceeded}; find out why or, if it is worth it, raise it with `instructions --update`"))
+    Err(format!(
+        "the budget for instructions is exceeded: {exceeded}; find out why or, if it is worth it, raise it with `instructions --update`"
+    ))
 }
 
 fn write_budget(costs: BTreeMap<u64, u64>) -> Result<(), String> {

@@ -78,8 +78,7 @@ fn start<C: Command>(parts: Parts<C, Message<Transition<C>, ()>>) {
         HEARTBEAT_TIMEOUT,
         election_timeout_range(parts.id),
     );
-    let outcome =
-        replica.with_snapshots(SNAPSHOT_DELTA).start(parts.messages, parts.transitions);
+    let outcome = replica.with_snapshots(SNAPSHOT_DELTA).start(parts.messages, parts.transitions);
     outcome.expect("nothing is stored, so nothing can fail");
 }
 
@@ -160,6 +159,10 @@ impl<C: Command> Pure<C> {
 
     pub fn raft(&self) -> &Raft<Transition<C>, State> {
         &self.raft
+    }
+
+    pub fn raft_mut(&mut self) -> &mut Raft<Transition<C>, State> {
+        &mut self.raft
     }
 
     /// Lets time pass for this replica.

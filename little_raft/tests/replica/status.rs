@@ -110,3 +110,18 @@ fn a_leaders_status_says_how_far_each_peer_is_and_when_it_was_heard() {
     assert_eq!(silent.matched, 0);
     assert!(silent.heard < heard.heard && heard.heard <= status.now);
 }
+
+#[test]
+fn a_snapshot_is_no_news() {
+    let node = Node::start(&Net::new(1), 1, &[], SOON, |replica| replica.with_snapshots(1));
+    node.until("leadership", || node.leads());
+    for id in 1..=50 {
+        node.write(id);
+        node.until("the write", || node.book().written.contains(&id));
+    }
+    let wire = node.wire();
+    for pair in wire.statuses.windows(2) {
+        let (apart, is_news) = (pair[1].now - pair[0].now, news(&pair[0]) != news(&pair[1]));
+        assert!(is_news || apart >= HEARTBEAT, "told again after {apart:?} without news");
+    }
+}
