@@ -1,4 +1,4 @@
-//! The whole of Raft in under 1,000 lines: turn any state machine into a replicated one.
+//! The whole of Raft in some 1,200 lines: turn any state machine into a replicated one.
 //!
 //! # What Raft is here
 //!

@@ -72,7 +72,7 @@ impl<T: Clone, D> Change<T, D> {
     }
 }
 
-/// Keeps everything in memory, where it outlives a [`Replica`](crate::Replica) but not the process:
+/// Keeps everything in memory, where it outlives a [`Replica`] but not the process:
 /// for tests and experiments. Clones share what is saved.
 #[derive(Clone, Debug)]
 pub struct MemoryStorage<T, D = Vec<u8>>(Arc<Mutex<Change<T, D>>>);

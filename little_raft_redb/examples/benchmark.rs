@@ -100,14 +100,13 @@ fn throughput(directory: &Path) -> Result<()> {
                 stored.push(began.elapsed());
             }
         }
-        let payload = ((first - 1) * ENTRY) as f64;
         drop::<RedbStorage>(storage);
-        let size = size(&path.join("storage"))? as f64 / payload;
+        let size = size(&path.join("storage"))? as f64 / ((first - 1) * ENTRY) as f64;
         let (plain, stored) = (summary(plain), summary(stored));
         let ratio = stored.1.as_secs_f64() / plain.1.as_secs_f64();
         let ratio_of_medians = stored.0.as_secs_f64() / plain.0.as_secs_f64();
         println!(
-            "{count:>5} | {:>8.0?} median, {:>8.0?} mean | {:>8.0?} median, {:>8.0?} mean | \
+            "{count:>5} | {:>8.2?} median, {:>8.2?} mean | {:>8.2?} median, {:>8.2?} mean | \
              {ratio_of_medians:.2} of medians, {ratio:.2} of means | {size:.2}",
             plain.0, plain.1, stored.0, stored.1
         );
@@ -160,11 +159,16 @@ fn reopen(directory: &Path, entries: usize) -> Result<()> {
     println!("after 100 saves of 1,000 that compact as many: {} bytes", size(&path)?);
     drop::<RedbStorage>(storage);
     println!("after closing: {} bytes", size(&path)?);
+    shrink(&path)
+}
+
+/// Opens a directory of which most is unused.
+fn shrink(path: &Path) -> Result<()> {
     let began = Instant::now();
-    let storage = RedbStorage::open(&path)?;
-    println!("after opening in {:.2?}: {} bytes", began.elapsed(), size(&path)?);
+    let storage = RedbStorage::open(path)?;
+    println!("after opening in {:.2?}: {} bytes", began.elapsed(), size(path)?);
     drop(storage);
-    println!("after closing again: {} bytes", size(&path)?);
+    println!("after closing again: {} bytes", size(path)?);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use crate::ledger::{Appended, Digest, Entry, Ledger, Map, digests};
 use little_raft::{Body, Index, LogId, Membership, Message, ReplicaID, Role, Status, Term};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -40,13 +41,20 @@ struct Committed {
     state: Option<u64>,
 }
 
+/// An entry that somebody has or had, committed or not.
+#[derive(Clone, Debug)]
+struct Known {
+    entry: Entry,
+    prev_term: Term,
+    membership: Option<Arc<Membership>>,
+}
+
 /// What is true of the whole cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Laws {
     leaders: Map<Term, ReplicaID>,
-    /// All entries that ever were on a disk or on the wire: per index the term, the term before, the
-    /// content and the configuration.
-    entries: Vec<Vec<(Term, Term, Digest, Option<Arc<Membership>>)>>,
+    /// All entries that ever were on a disk or on the wire, by index.
+    entries: Vec<Vec<Known>>,
     committed: Vec<Committed>,
     /// Where each transition is committed.
     places: Map<Digest, Index>,
@@ -81,24 +89,18 @@ impl Laws {
         if self.entries.len() <= it.index {
             self.entries.resize(it.index + 1, Vec::new());
         }
-        let Entry { term, digest } = it.entry;
-        let same = |(known, ..): &&mut (Term, Term, _, _)| *known == term;
-        let known = self.entries[it.index].iter_mut().find(same);
-        match (known, it.prev_term) {
-            (None, prev) => {
-                let prev = prev.unwrap_or_default();
-                self.entries[it.index].push((term, prev, digest, it.membership.clone()));
+        let Appended { index, entry, prev_term, .. } = *it;
+        let mut known = self.entries[index].iter();
+        match known.find(|known| known.entry.term == entry.term) {
+            None => {
+                let membership = it.membership.clone();
+                self.entries[index].push(Known { entry, prev_term, membership });
                 Ok(())
             }
-            (Some((_, was, content, _)), prev)
-                if *content != digest || prev.is_some_and(|prev| prev != *was) =>
-            {
-                broken(
-                    "K3",
-                    format!("entry {}@{term} after {prev:?} differs, was after {was}", it.index),
-                )
+            Some(known) if known.entry == entry && known.prev_term == prev_term => Ok(()),
+            Some(known) => {
+                broken("K3", format!("entry {index}: {entry:?} after {prev_term} and {known:?}"))
             }
-            _ => Ok(()),
         }
     }
 
@@ -152,64 +154,50 @@ impl Laws {
         &mut self, status: &Status, role_before: Role, configurations: &[&Arc<Membership>],
         ledgers: &[Ledger],
     ) -> Result<(), Broken> {
-        let (from, to) = (self.commit() + 1, status.commit);
-        if to < from {
-            return Ok(());
-        }
+        let (from, to, own) = (self.commit() + 1, status.commit, &ledgers[status.id]);
         if role_before != Role::Leader {
             return broken("K4", format!("{} commits {to} before any leader", status.id));
         }
-        let own = &ledgers[status.id];
         let term = own.term_at(to);
         if term != Some(status.term) {
             return broken("K8", format!("leader of {} commits {to} of {term:?}", status.term));
         }
         let id = LogId { index: to, term: status.term };
-        let durable = |member: ReplicaID| ledgers.get(member).is_some_and(|it| it.has(id));
-        let settled = |it: &&Arc<Membership>| {
-            let majority = |half: &std::collections::BTreeSet<ReplicaID>| {
-                half.iter().filter(|member| durable(**member)).count() * 2 > half.len()
-            };
-            majority(&it.voters) && (it.outgoing.is_empty() || majority(&it.outgoing))
-        };
-        if !configurations.iter().any(|it| settled(it)) {
-            return broken(
-                "K8",
-                format!("{id:?} is not durable on a quorum of {configurations:?}"),
-            );
+        let durable = |member: &&ReplicaID| ledgers.get(**member).is_some_and(|it| it.has(id));
+        let majority =
+            |half: &BTreeSet<ReplicaID>| half.iter().filter(durable).count() * 2 > half.len();
+        let mut configurations = configurations.iter();
+        let settled = configurations
+            .any(|it| majority(&it.voters) && (it.outgoing.is_empty() || majority(&it.outgoing)));
+        if !settled {
+            return broken("K8", format!("{id:?} is not durable on a quorum of {status:?}"));
         }
-        for index in from..=to {
-            let entry = own.entry(index);
-            let Some(entry) = entry else {
-                return broken("K8", format!("the leader itself lacks {index}"));
-            };
-            self.commit_entry(index, entry, status.term)?;
-        }
-        Ok(())
+        (from..=to).try_for_each(|index| match own.entry(index) {
+            Some(entry) => self.commit_entry(index, entry, status.term),
+            None => broken("K8", format!("the leader itself lacks {index}")),
+        })
     }
 
     fn commit_entry(&mut self, index: Index, entry: Entry, by: Term) -> Result<(), Broken> {
-        let known = self.entries[index].iter().find(|(term, ..)| *term == entry.term);
-        let changed = known.and_then(|(.., membership)| membership.clone());
-        let membership = changed.unwrap_or_else(|| self.membership_at(index - 1));
-        if entry.digest != self.noop {
-            if let Some(earlier) = self.places.insert(entry.digest, index)
-                && known.is_some_and(|(.., membership)| membership.is_none())
-            {
-                return broken(
-                    "outcome",
-                    format!("one transition is committed at {earlier} and {index}"),
-                );
+        let mut known = self.entries[index].iter();
+        let known = known.find(|known| known.entry.term == entry.term);
+        let changed = known.and_then(|known| known.membership.clone());
+        if changed.is_none() && entry.digest != self.noop {
+            if let Some(earlier) = self.places.insert(entry.digest, index) {
+                let what = format!("one transition is committed at {earlier} and {index}");
+                return broken("outcome", what);
             }
             if self.refused.contains_key(&entry.digest) {
                 return broken("outcome", format!("{index} was abandoned and is committed"));
             }
         }
+        let membership = changed.unwrap_or_else(|| self.membership_at(index - 1));
         self.committed.push(Committed { entry, by, membership, state: None });
         Ok(())
     }
 
-    fn membership_at(&self, index: Index) -> Arc<Membership> {
+    /// The configuration that holds after a committed index.
+    pub(crate) fn membership_at(&self, index: Index) -> Arc<Membership> {
         match index.checked_sub(1) {
             Some(place) => self.committed[place].membership.clone(),
             None => self.initial.clone(),
@@ -219,13 +207,8 @@ impl Laws {
     /// The configuration that is committed at this very index.
     pub(crate) fn configuration(&self, index: Index) -> Option<&Arc<Membership>> {
         let term = self.committed.get(index.checked_sub(1)?)?.entry.term;
-        let known = self.entries[index].iter().find(|(known, ..)| *known == term);
-        known.and_then(|(.., membership)| membership.as_ref())
-    }
-
-    /// The configuration that holds after a committed index.
-    pub(crate) fn configuration_or_initial(&self, index: Index) -> Arc<Membership> {
-        self.membership_at(index)
+        let known = self.entries[index].iter().find(|known| known.entry.term == term);
+        known.and_then(|known| known.membership.as_ref())
     }
 
     /// A proposer was told that a transition will never be applied anywhere.
@@ -282,7 +265,7 @@ impl Laws {
         }
     }
 
-    /// K7: a message is true of the sender's disk when it leaves. K1 from messages.
+    /// K7: a message is true of the sender's disk when it leaves.
     pub(crate) fn leaves<T: Hash + Clone, D>(
         &mut self, (from_id, to_id): (ReplicaID, ReplicaID), message: &Message<T, D>,
         (ledger, role): (&Ledger, Role), of_leader: Option<&Ledger>,
@@ -290,47 +273,59 @@ impl Laws {
         let Message::Protocol { from_id: named, term, body } = message else {
             return broken("K7", "a replica sends a bare request".into());
         };
-        let (term, voted_for) = (*term, ledger.voted_for);
         // What was said in a term that the disk has left behind can no longer become untrue.
         let of_this_term = match body {
-            Body::RequestVote { pre: true, .. } => term <= ledger.term + 1,
+            Body::RequestVote { pre: true, .. } => *term <= ledger.term + 1,
             Body::Vote { pre: true, granted: true } => true,
-            _ => term <= ledger.term,
+            _ => *term <= ledger.term,
         };
-        let asks = matches!(role, Role::PreCandidate | Role::Candidate);
         let true_now = match body {
-            Body::RequestVote { pre: true, last, .. } => !asks || *last == ledger.last(),
-            _ if term < ledger.term => true,
-            Body::RequestVote { last, .. } => {
-                voted_for == Some(from_id) && (!asks || *last == ledger.last())
+            Body::Vote { pre: false, granted: true } if *term == ledger.term => {
+                ledger.voted_for == Some(to_id)
             }
-            Body::Vote { pre: false, granted: true } => voted_for == Some(to_id),
-            Body::AppendEntries { commit, .. } => {
-                self.leads(from_id, term)?;
-                *commit <= self.commit() && voted_for == Some(from_id)
+            Body::Appended { result: Ok(matched), .. } if *term == ledger.term => {
+                self.matches(*matched, ledger, of_leader)
             }
-            Body::InstallSnapshot { snapshot, membership, .. } => {
-                self.leads(from_id, term)?;
-                let (id, known) = (snapshot.last(), self.commit_id(snapshot.last_included_index));
-                known == Some(id) && *self.membership_at(id.index) == *membership
+            Body::RequestVote { pre, last, .. } => {
+                // One that no longer asks may have been given another log in the same turn.
+                let asks = matches!(role, Role::PreCandidate | Role::Candidate);
+                let own_vote = *pre || *term < ledger.term || ledger.voted_for == Some(from_id);
+                own_vote && (!asks || *last == ledger.last())
             }
-            Body::TimeoutNow => voted_for == Some(from_id) && !self.leads(from_id, term)?,
-            Body::Appended { result: Ok(matched), .. } => self.matches(*matched, ledger, of_leader),
-            _ => true,
+            _ => self.is_leaders(from_id, *term, body, ledger)?,
         };
-        if let Body::AppendEntries { prev, runs, .. } = body {
-            self.know_runs(*prev, runs)?;
-        }
         match of_this_term && true_now && *named == from_id {
             true => Ok(()),
             false => {
-                let (disk, last) = ((ledger.term, voted_for), ledger.last());
+                let (disk, last) = ((ledger.term, ledger.voted_for), ledger.last());
                 let what = crate::trace::message(message);
                 broken(
                     "K7",
                     format!("{from_id} tells {to_id} {what} with {disk:?} {last:?} on disk"),
                 )
             }
+        }
+    }
+
+    /// K7 of what only a leader says, and so K1.
+    fn is_leaders<T: Hash + Clone, D>(
+        &mut self, from_id: ReplicaID, term: Term, body: &Body<T, D>, ledger: &Ledger,
+    ) -> Result<bool, Broken> {
+        let voted = term < ledger.term || ledger.voted_for == Some(from_id);
+        match body {
+            Body::AppendEntries { prev, runs, commit, .. } => {
+                self.leads(from_id, term)?;
+                self.know_runs(*prev, runs)?;
+                Ok(voted && *commit <= self.commit())
+            }
+            Body::InstallSnapshot { snapshot, membership, .. } => {
+                self.leads(from_id, term)?;
+                let id = snapshot.last();
+                let committed = self.commit_id(id.index) == Some(id);
+                Ok(voted && committed && *self.membership_at(id.index) == *membership)
+            }
+            Body::TimeoutNow => Ok(voted && !self.leads(from_id, term)?),
+            _ => Ok(true),
         }
     }
 
@@ -350,7 +345,7 @@ impl Laws {
                 index += 1;
                 let entry = Entry { term: run.term, digest };
                 let membership = run.membership.clone();
-                self.know(&Appended { index, entry, prev_term: Some(prev_term), membership })?;
+                self.know(&Appended { index, entry, prev_term, membership })?;
                 prev_term = run.term;
             }
         }

@@ -33,7 +33,7 @@ pub(crate) struct Ledger {
 pub(crate) struct Appended {
     pub(crate) index: Index,
     pub(crate) entry: Entry,
-    pub(crate) prev_term: Option<Term>,
+    pub(crate) prev_term: Term,
     pub(crate) membership: Option<Arc<Membership>>,
 }
 
@@ -146,7 +146,7 @@ impl Ledger {
             );
         }
         for (offset, digest) in digests(run).enumerate() {
-            let (index, prev_term) = (run.first + offset, Some(self.last().term));
+            let (index, prev_term) = (run.first + offset, self.last().term);
             let entry = Entry { term: run.term, digest };
             self.entries.push_back(entry);
             let membership = run.membership.clone();

@@ -58,11 +58,10 @@ fn main() -> ExitCode {
 fn run_one(seed: u64, arguments: &Arguments) -> bool {
     let mut simulation = Simulation::new(Registers::default(), seed);
     let (mut faults, mut seed) = (simulation.faults().clone(), seed);
-    if arguments.shrink {
-        if let Some((fewer, other, _)) = shrink(Registers::default, faults.clone(), seed, 20) {
-            simulation = Simulation::with_faults(Registers::default(), fewer.clone(), other);
-            (faults, seed) = (fewer, other);
-        }
+    let shrinks = || shrink(Registers::default, faults.clone(), seed, 20);
+    if let Some((fewer, other, _)) = arguments.shrink.then(shrinks).flatten() {
+        simulation = Simulation::with_faults(Registers::default(), fewer.clone(), other);
+        (faults, seed) = (fewer, other);
     }
     simulation = simulation.traced();
     let result = simulation.run_caught();

@@ -101,7 +101,7 @@ impl<S: Subject> Simulation<S> {
     }
 
     fn configurations(&self) -> Vec<Arc<Membership>> {
-        let initial = self.laws.configuration_or_initial(self.laws.commit());
+        let initial = self.laws.membership_at(self.laws.commit());
         let durable = self.ledgers.iter().flat_map(|it| it.memberships());
         durable.map(|(_, it)| it.clone()).chain([initial]).collect()
     }

@@ -61,6 +61,16 @@ pub(crate) struct Life<S: Subject> {
     pub(crate) reads: Map<u64, (u64, usize, u64)>,
 }
 
+impl<S: Subject> Life<S> {
+    fn new(
+        raft: Raft<S::Transition, S::Data>, storage: S::Storage, machine: S::Machine,
+    ) -> Life<S> {
+        let (inbox, proposals, questions) = (Vec::new(), Vec::new(), Vec::new());
+        let (led, status, queued, reads) = (0, raft.status(), Map::default(), Map::default());
+        Life { raft, storage, machine, led, status, inbox, proposals, questions, queued, reads }
+    }
+}
+
 pub(crate) struct Node<S: Subject> {
     pub(crate) id: ReplicaID,
     pub(crate) life: Option<Life<S>>,
@@ -74,6 +84,22 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) breaks: bool,
     /// What may have become durable in a save that failed.
     pub(crate) in_doubt: Option<(Ledger, Vec<Appended>)>,
+}
+
+impl<S: Subject> Node<S> {
+    fn new(id: ReplicaID) -> Node<S> {
+        Node {
+            id,
+            life: None,
+            clock: Clock::new(0, 1_000_000),
+            turn_at: Time::MAX,
+            paused_until: 0,
+            crash: None,
+            lives: 0,
+            breaks: false,
+            in_doubt: None,
+        }
+    }
 }
 
 /// A cluster under faults, all of which follow from one seed.
@@ -121,24 +147,13 @@ impl<S: Subject> Simulation<S> {
         let replicas = faults.voters + faults.joining;
         let noop = digest_of(&subject.noop());
         let voters = (0..faults.voters).collect();
-        let nodes = (0..replicas).map(|id| Node {
-            id,
-            life: None,
-            clock: Clock::new(0, 1_000_000),
-            turn_at: Time::MAX,
-            paused_until: 0,
-            crash: None,
-            lives: 0,
-            breaks: false,
-            in_doubt: None,
-        });
         let mut simulation = Simulation {
             subject,
             random: Random::seed_from_u64(seed.wrapping_add(1)),
             now: 0,
             queue: BinaryHeap::new(),
             sequence: 0,
-            nodes: nodes.collect(),
+            nodes: (0..replicas).map(Node::new).collect(),
             ledgers: vec![Ledger::default(); replicas],
             network: Network::new(replicas),
             laws: Laws::new(noop, Membership { voters, ..Membership::default() }),
@@ -298,27 +313,13 @@ impl<S: Subject> Simulation<S> {
         let config = self.config(id);
         let raft = Raft::new(config, self.subject.noop(), saved, Duration::ZERO);
         let raft = raft.or_else(|error| broken("start", format!("{id}: {error}")))?;
+        note!(self, "{id} starts with {:?}", self.ledgers[id].last());
         let node = &mut self.nodes[id];
-        node.clock = Clock::new(self.now, rate);
+        (node.clock, node.crash) = (Clock::new(self.now, rate), None);
         node.lives += 1;
         self.counters.restarts += u64::from(node.lives > 1);
-        let (inbox, proposals, questions) = (Vec::new(), Vec::new(), Vec::new());
-        let (queued, reads, status) = (Map::default(), Map::default(), raft.status());
         let first_turn = node.clock.shows(raft.deadline(), self.now);
-        node.life = Some(Life {
-            raft,
-            storage,
-            machine,
-            led: 0,
-            status,
-            inbox,
-            proposals,
-            questions,
-            queued,
-            reads,
-        });
-        node.crash = None;
-        note!(self, "{id} starts with {:?}", self.ledgers[id].last());
+        node.life = Some(Life::new(raft, storage, machine));
         self.wake_at(id, first_turn);
         Ok(())
     }

@@ -44,44 +44,48 @@ impl<S: Subject> Simulation<S> {
         &mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>,
     ) -> Survived {
         self.take_inputs(id, life)?;
-        let inputs_seen = life.raft.status();
-        self.observe(id, life, &inputs_seen)?;
+        self.observe(id, life)?;
         if crash == Some(CrashPoint::BeforeOutputs) {
             self.counters.crashes_before_save += 1;
             return Ok(None);
         }
         let mut outputs = life.raft.outputs();
-        let seen = life.raft.status();
-        self.observe(id, life, &seen)?;
+        self.observe(id, life)?;
         for (to, message) in std::mem::take(&mut outputs.appends) {
-            self.send(id, to, message, seen.role)?;
+            self.send(id, to, message, life.status.role)?;
         }
         if crash == Some(CrashPoint::AfterAppends) {
             self.counters.crashes_before_save += 1;
             return Ok(None);
         }
-        if self.save(id, life, &mut outputs, crash)?.is_none() {
+        if self.save(id, life, &mut outputs, crash)?.is_none()
+            || self.send_messages(id, life, &mut outputs, crash)?.is_none()
+        {
             return Ok(None);
-        }
-        if crash == Some(CrashPoint::AfterSave) {
-            self.counters.crashes_before_messages += 1;
-            return Ok(None);
-        }
-        for (to, message) in std::mem::take(&mut outputs.messages) {
-            if crash == Some(CrashPoint::AmongMessages) && self.random.random_ratio(1, 2) {
-                self.counters.crashes_before_messages += 1;
-                return Ok(None);
-            }
-            self.send(id, to, message, life.status.role)?;
         }
         if self.finish(id, life, outputs, crash)?.is_none() || crash.is_some() {
             self.counters.crashes_applying += 1;
             return Ok(None);
         }
-        let seen = life.raft.status();
-        self.observe(id, life, &seen)?;
+        self.observe(id, life)?;
         self.laws.consistent(&life.status, &self.ledgers[id])?;
         SURVIVED
+    }
+
+    fn send_messages(
+        &mut self, id: ReplicaID, life: &Life<S>, outputs: &mut Outputs<S::Transition, S::Data>,
+        crash: Option<CrashPoint>,
+    ) -> Survived {
+        let mut crashes = crash == Some(CrashPoint::AfterSave);
+        for (to, message) in std::mem::take(&mut outputs.messages) {
+            crashes |= crash == Some(CrashPoint::AmongMessages) && self.random.random_ratio(1, 2);
+            if crashes {
+                break;
+            }
+            self.send(id, to, message, life.status.role)?;
+        }
+        self.counters.crashes_before_messages += u64::from(crashes);
+        Ok((!crashes).then_some(()))
     }
 
     fn take_inputs(&mut self, id: ReplicaID, life: &mut Life<S>) -> Result<(), Broken> {
@@ -112,8 +116,32 @@ impl<S: Subject> Simulation<S> {
     }
 
     /// Judges what can be seen of a replica, whenever it may have changed.
-    fn observe(&mut self, id: ReplicaID, life: &mut Life<S>, seen: &Status) -> Result<(), Broken> {
-        let before = &life.status;
+    fn observe(&mut self, id: ReplicaID, life: &mut Life<S>) -> Result<(), Broken> {
+        let seen = life.raft.status();
+        let before = std::mem::replace(&mut life.status, seen.clone());
+        self.observe_role(id, life, &before)?;
+        for (peer, progress) in &seen.peers {
+            let same = before.role == Role::Leader && before.term == seen.term;
+            let was = before.peers.get(peer).filter(|it| same && it.since <= progress.since);
+            if was.is_some_and(|it| it.matched > progress.matched) {
+                return broken("K6", format!("{id}: matched of {peer} fell: {seen:?}"));
+            }
+        }
+        let committed = self.laws.commit();
+        if seen.commit > committed {
+            let role = if before.term == seen.term { before.role } else { seen.role };
+            let configurations: [&Arc<_>; 2] = [&before.membership, &seen.membership];
+            self.laws.commits(&seen, role, &configurations, &self.ledgers)?;
+            self.counters.committed += (seen.commit - committed) as u64;
+            self.count_configurations(committed + 1, seen.commit);
+        }
+        Ok(())
+    }
+
+    fn observe_role(
+        &mut self, id: ReplicaID, life: &mut Life<S>, before: &Status,
+    ) -> Result<(), Broken> {
+        let seen = &life.status;
         if seen.term < before.term || seen.commit < before.commit || seen.applied < before.applied {
             return broken("K9", format!("went back from {before:?} to {seen:?}"));
         }
@@ -133,24 +161,6 @@ impl<S: Subject> Simulation<S> {
             self.laws.leads(id, seen.term)?;
             self.laws.complete(seen.term, &self.ledgers[id])?;
         }
-        if before.role == Role::Leader && seen.role == Role::Leader && before.term == seen.term {
-            for (peer, progress) in &seen.peers {
-                let was = before.peers.get(peer).filter(|it| it.since <= progress.since);
-                if was.is_some_and(|it| it.matched > progress.matched) {
-                    return broken("K6", format!("{id}: matched of {peer} fell: {seen:?}"));
-                }
-            }
-        }
-        let committed = self.laws.commit();
-        if seen.commit > committed {
-            let same_term = before.term == seen.term;
-            let role = if same_term { before.role } else { seen.role };
-            let configurations: [&Arc<_>; 2] = [&before.membership, &seen.membership];
-            self.laws.commits(seen, role, &configurations, &self.ledgers)?;
-            self.counters.committed += (seen.commit - committed) as u64;
-            self.count_configurations(committed + 1, seen.commit);
-        }
-        life.status = seen.clone();
         Ok(())
     }
 
@@ -241,8 +251,7 @@ impl<S: Subject> Simulation<S> {
             return Ok(None);
         }
         life.raft.saved();
-        let seen = life.raft.status();
-        self.observe(id, life, &seen)?;
+        self.observe(id, life)?;
         SURVIVED
     }
 

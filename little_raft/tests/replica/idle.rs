@@ -36,8 +36,7 @@ fn idle_replicas() {
     let (heartbeat, seconds) = (Duration::from_millis(50), 10);
     let timeouts = (Duration::from_millis(300), Duration::from_millis(600));
     let net = Net::new(3);
-    let mut wires = Vec::new();
-    let mut bells = Vec::new();
+    let (mut wires, mut bells) = (Vec::new(), Vec::new());
     for id in 1..=3 {
         let wire = Arc::new(Mutex::new(Wire::new(id, &net)));
         let book = Arc::new(Mutex::new(Book::default()));
