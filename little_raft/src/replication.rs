@@ -248,7 +248,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         match (elsewhere, request) {
             (Some(id), request) => self.send(id, Body::Request(request)),
             (_, Request::TransferLeadership { to_id })
-                if free && current.voters.contains(&to_id) =>
+                if free && to_id != self.config.id && current.voters.contains(&to_id) =>
             {
                 let until = self.now.saturating_add(self.config.election_timeout_range.1);
                 self.leading.transfer = Some((to_id, until));

@@ -615,6 +615,15 @@ impl Follower {
     }
 }
 
+/// Tries a property on random inputs, on more than usual, because these are long stories.
+fn hold<S: Strategy>(inputs: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+    let mut config = ProptestConfig::default();
+    config.cases = config.cases.max(512);
+    if let Err(failure) = TestRunner::new(config).run(inputs, property) {
+        panic!("{failure}");
+    }
+}
+
 /// How often the histories led to what they are there for.
 #[derive(Debug, Default)]
 struct Seen {
@@ -686,11 +695,7 @@ fn a_follower_is_the_follower_of_the_paper() {
         }
         Ok(())
     };
-    let mut config = ProptestConfig::default();
-    config.cases = config.cases.max(512);
-    if let Err(failure) = TestRunner::new(config).run(&histories, property) {
-        panic!("{failure}");
-    }
+    hold(&histories, property);
     let Seen { stale, mismatched, cut_off, compacted, installed, restarted } = &seen;
     let often = [stale, mismatched, cut_off, compacted, installed, restarted];
     assert!(often.iter().all(|it| it.get() > 10), "the histories were too tame: {seen:?}");
@@ -922,10 +927,6 @@ fn no_message_breaks_a_replica() {
         }
         Ok(())
     };
-    let mut config = ProptestConfig::default();
-    config.cases = config.cases.max(512);
-    if let Err(failure) = TestRunner::new(config).run(&inputs, property) {
-        panic!("{failure}");
-    }
+    hold(&inputs, property);
     assert!(led.get() > 10, "it led {} times only", led.get());
 }

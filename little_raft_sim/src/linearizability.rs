@@ -74,6 +74,8 @@ struct Search<'a, M: Model> {
     next: Vec<usize>,
     previous: Vec<usize>,
     at: usize,
+    /// In every state the calls that only read come first.
+    reading: bool,
     state: M::State,
     placed: Vec<u64>,
     /// The events of the calls placed so far, each with the state before it, if placing another
@@ -104,6 +106,7 @@ impl<'a, M: Model> Search<'a, M> {
             next: (1..=end).chain([0]).collect(),
             previous: [end].into_iter().chain(0..end).collect(),
             at: 0,
+            reading: true,
             state: model.initial(),
             placed: vec![0; calls.len().div_ceil(64)],
             order: Vec::new(),
@@ -113,12 +116,18 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// Places a call, skips one, or takes the last one back.
     fn step(&mut self) -> Option<Verdict> {
-        // Every call that has returned is placed.
-        let Some(&(number, is_return)) = self.events.get(self.at) else {
-            return Some(Verdict::Linearizable);
+        let event = self.events.get(self.at).copied();
+        let Some((number, false)) = event else {
+            if self.reading {
+                (self.reading, self.at) = (false, self.next[self.events.len()]);
+                return None;
+            }
+            // At the end every call that has returned is placed.
+            return event.map_or(Some(Verdict::Linearizable), |_| self.take_back());
         };
-        if is_return {
-            return self.take_back();
+        if self.reading != self.model.only_reads(&self.calls[number].operation) {
+            self.at = self.next[self.at];
+            return None;
         }
         let after = self.model.apply(&self.state, &self.calls[number].operation);
         let Some(after) = after else {
@@ -127,12 +136,11 @@ impl<'a, M: Model> Search<'a, M> {
         };
         self.placed[number / 64] ^= 1 << (number % 64);
         if self.seen.insert((self.placed.clone(), after.clone())) {
-            let changes = !self.model.only_reads(&self.calls[number].operation);
             let before = std::mem::replace(&mut self.state, after);
-            self.order.push((self.at, changes.then_some(before)));
+            self.order.push((self.at, (!self.reading).then_some(before)));
             self.unlink(self.at);
             self.returns[number].into_iter().for_each(|place| self.unlink(place));
-            self.at = self.next[self.events.len()];
+            (self.reading, self.at) = (true, self.next[self.events.len()]);
         } else {
             self.placed[number / 64] ^= 1 << (number % 64);
             self.at = self.next[self.at];
@@ -149,7 +157,7 @@ impl<'a, M: Model> Search<'a, M> {
             self.placed[number / 64] ^= 1 << (number % 64);
             if let Some(state) = state {
                 self.state = state;
-                self.at = self.next[place];
+                (self.reading, self.at) = (false, self.next[place]);
                 return None;
             }
         }

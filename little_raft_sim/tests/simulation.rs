@@ -8,7 +8,7 @@ use std::io;
 #[test]
 fn every_law_holds_under_hundreds_of_seeds_and_the_faults_really_happen() {
     let mut total = Counters::default();
-    for seed in 0..400 {
+    for seed in 0..200 {
         let mut simulation = Simulation::new(Registers::default(), seed);
         if let Err(broken) = simulation.run() {
             panic!("seed {seed} breaks {broken}");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use little_raft::{LogId, Message, Snapshot};
 
 use super::publish;
+use crate::blocking::Transition;
 use crate::client::processor_time;
 use crate::command::{Command, Fixed};
 use crate::node::Node;
@@ -153,14 +154,19 @@ fn write_compactions(text: &mut String) -> Result<(), String> {
 /// The first snapshot forgets nothing, the second what the first covered. Per entry.
 fn compact(delta: usize) -> Result<f64, String> {
     let mut cluster = Cluster::new(1, delta)?;
-    // The entry that the leader began with counts too.
-    cluster.work(0, 2 * delta as u64 - 2, SHORT_RUN);
+    cluster.work(0, 2 * delta as u64 - SHORT_RUN, SHORT_RUN);
     let raft = cluster.world.nodes[0].raft_mut();
     let first = raft.status().first_index;
-    raft.propose(vec![crate::blocking::Transition(Small::numbered(0))]);
-    let _ = raft.outputs();
-    raft.saved();
-    raft.applied(1);
+    // By hand from here on, so that the node does not compact on its own.
+    for number in 0..10 * SHORT_RUN {
+        if raft.snapshot_due().is_some() {
+            break;
+        }
+        raft.propose(vec![Transition(Small::numbered(number))]);
+        raft.outputs();
+        raft.saved();
+        raft.applied(1);
+    }
     let LogId { index, term } = raft.snapshot_due().ok_or("no snapshot is due")?;
     let data = Default::default();
     let snapshot = Snapshot { last_included_index: index, last_included_term: term, data };
