@@ -30,9 +30,7 @@ impl<S: Subject> Simulation<S> {
         self.faults.delay.0 = self.faults.delay.0.min(self.faults.heartbeat_timeout / 20);
         self.faults.delay.1 = self.faults.delay.1.min(self.faults.heartbeat_timeout / 20);
         let connected = self.choose_connected();
-        if self.faults.standing {
-            self.drop_requests();
-        }
+        self.drop_requests();
         let everybody = connected.len() == self.nodes.len();
         note!(self, "faults end; connected for good: {connected:?}");
         for id in 0..self.nodes.len() {
@@ -64,7 +62,8 @@ impl<S: Subject> Simulation<S> {
         broken("K13", format!("no progress with {:?} connected: {statuses:?}", goal.connected))
     }
 
-    /// What users still ask could make a quorum of those who are not connected.
+    /// What users have asked and nobody has heard yet could make a quorum of those who are not
+    /// connected, or end the idleness.
     fn drop_requests(&mut self) {
         let asks = |message: &Message<_, _>| match message {
             Message::Request(_) => true,

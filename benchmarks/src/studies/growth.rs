@@ -18,7 +18,7 @@ use crate::systems::little_raft::Pure;
 
 type Small = Fixed<16>;
 
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 8;
 const SNAPSHOT_DELTA: usize = 16 * 1024;
 /// Commands proposed together where the log is what matters: short runs make it long.
 const SHORT_RUN: u64 = 10;
@@ -117,8 +117,8 @@ fn write_lengths(text: &mut String) -> Result<(), String> {
     let mut cluster = Cluster::new(3, 0)?;
     for length in [10_000, 100_000, 1_000_000, 10_000_000] {
         cluster.work(0, length - cluster.proposed.min(length), SHORT_RUN);
-        let commands = length.clamp(10_000, 100_000) / 10;
-        let [one, some, many] = [(1_000, 1), (commands, SHORT_RUN), (commands, 1024)]
+        // Few, so that they do not make a short log much longer.
+        let [one, some, many] = [(500, 1), (1_000, SHORT_RUN), (4_096, 1024)]
             .map(|(commands, outstanding)| cluster.cost(0, commands, outstanding));
         let mut handover = f64::INFINITY;
         for _ in 0..REPETITIONS {
@@ -189,6 +189,8 @@ struct Pace {
     most_messages: usize,
 }
 
+/// What a round stands for on the replicas' clocks: about what it takes.
+const ROUND: Duration = Duration::from_micros(10);
 /// In every so many rounds the slow follower takes one message.
 const SLOWNESS: usize = 100;
 
@@ -197,7 +199,7 @@ fn write_slow_follower(text: &mut String) -> Result<(), String> {
         text,
         "\n## A slow follower\n\nThree replicas, a snapshot every {SNAPSHOT_DELTA} commands. The \
          slow follower takes one message in every {SLOWNESS} rounds, the others all they have in \
-         every round. Processor time is that of the others, in nanoseconds per command. The last \
+         every round, which stands for {ROUND:?} of their clocks. Processor time is that of the others, in nanoseconds per command. The last \
          columns show the most entries that the leader's log held, and the most messages that \
          waited for the slow follower.\n\n\
          | outstanding | slow follower | commands per round | per command | entries | messages |\n\
@@ -218,7 +220,7 @@ fn write_slow_follower(text: &mut String) -> Result<(), String> {
 }
 
 fn pace(outstanding: u64, is_slow: bool) -> Result<Pace, String> {
-    const ROUNDS: usize = 20_000;
+    const ROUNDS: usize = 50_000;
     let mut cluster = Cluster::new(3, SNAPSHOT_DELTA)?;
     let (mut time, mut most_entries, mut most_messages) = (Duration::ZERO, 0, 0);
     let before = cluster.world.states[0].count;
@@ -236,7 +238,7 @@ fn pace(outstanding: u64, is_slow: bool) -> Result<Pace, String> {
         } else if round % SLOWNESS == 0 {
             cluster.world.turn(2, 1);
         }
-        cluster.world.nodes.iter_mut().for_each(|it| it.pass(Duration::from_millis(1)));
+        cluster.world.nodes.iter_mut().for_each(|it| it.pass(ROUND));
     }
     let applied = cluster.world.states[0].count - before;
     if !cluster.world.nodes[0].leads() {
