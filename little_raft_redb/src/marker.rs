@@ -33,6 +33,14 @@ pub(crate) struct Marker {
     path: PathBuf,
 }
 
+impl Drop for Marker {
+    /// Gives the lock back at once. Closing the file would not, while a process that this one has
+    /// just forked still holds a copy of it.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
 impl Marker {
     /// Locks the marker of a directory, and creates it first if `create` is set.
     pub(crate) fn lock(directory: &Path, write: bool, create: bool) -> io::Result<Marker> {
