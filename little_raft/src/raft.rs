@@ -30,6 +30,8 @@ pub(crate) const MAX_BATCH: usize = 1024;
 pub(crate) const MAX_IN_FLIGHT: usize = 64 * MAX_BATCH;
 /// Entries that may wait to be applied before the leader stops asking for more.
 const MAX_UNAPPLIED: usize = 64 * MAX_BATCH;
+/// How many times as much as usual is kept for a peer that is installing a snapshot.
+const MAX_KEPT: usize = 32;
 /// No honest term or index comes near this, and none above it is believed, so that adding to one
 /// never overflows.
 pub(crate) const LIMIT: usize = usize::MAX / 2;
@@ -314,7 +316,11 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             self.outputs.abandoned.extend(rest.by_ref().map(|it| (it, NotLeader)));
         }
         while rest.len() > 0 {
-            let batch = rest.by_ref().take(MAX_BATCH).collect();
+            let batch = match rest.len() {
+                // Collected as a whole it keeps its place in memory.
+                ..=MAX_BATCH => std::mem::take(&mut rest).collect(),
+                _ => rest.by_ref().take(MAX_BATCH).collect(),
+            };
             self.append_as_leader(batch, None);
         }
     }
@@ -330,7 +336,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// # Panics
     /// If a law of Raft is broken, which is a bug in this library.
     pub fn outputs(&mut self) -> Outputs<T, D> {
-        self.lead();
+        if self.role == Role::Leader {
+            self.lead();
+        }
         self.check();
         let news = (self.term, self.role, self.leader, self.log.membership().1.clone());
         if news != self.told || self.now >= self.tell_at {
@@ -358,7 +366,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Tells that the change of the last outputs is durable.
     pub fn saved(&mut self) {
         (self.log.saved, self.log.truncated) = (self.log.last().index, None);
-        self.advance_commit();
+        if self.role == Role::Leader {
+            self.advance_commit();
+        }
     }
 
     /// The next committed transitions to apply, in order; none if all are applied. To be followed
@@ -388,7 +398,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn compact(&mut self, snapshot: Snapshot<D>) {
         if Some(snapshot.last()) == self.snapshot_due() {
             let kept = self.applied.saturating_sub(self.config.snapshot_delta);
-            self.log.compact(self.applied, kept.min(self.needed_by_receivers()));
+            let longest = self.config.snapshot_delta.saturating_mul(MAX_KEPT);
+            let kept = kept.min(self.needed_by_receivers());
+            self.log.compact(self.applied, kept.max(self.applied.saturating_sub(longest)));
             self.snapshot = Some(snapshot);
         }
     }

@@ -118,7 +118,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// What a leader does each turn, after all inputs.
     pub(crate) fn lead(&mut self) {
         self.advance_commit();
-        self.confirm_reads();
+        if !self.leading.questions.is_empty() {
+            self.confirm_reads();
+        }
         let due = take(&mut self.leading.heartbeat_due);
         for id in self.leading.peers.keys().copied().collect::<Vec<_>>() {
             self.send_append(id, due);
@@ -323,8 +325,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub(crate) fn commit_to(&mut self, index: Index) {
         self.commit = index.max(self.commit);
         self.applied(0);
-        let last = self.log.entry(self.commit).unwrap_or_default();
-        self.settle_orphans(last, ConflictWithLeader);
+        if !self.orphans.is_empty() {
+            let last = self.log.entry(self.commit).unwrap_or_default();
+            self.settle_orphans(last, ConflictWithLeader);
+        }
     }
 
     /// The entry `to` is committed, and so none that is older but not before it ever will be: it is
