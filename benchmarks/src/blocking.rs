@@ -80,6 +80,16 @@ pub struct Machine<C> {
 }
 
 impl<C: Command> Machine<C> {
+    /// What a snapshot holds.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Goes on from a snapshot.
+    pub fn restore(&mut self, state: State) {
+        self.state = state;
+    }
+
     #[inline]
     pub fn apply(&mut self, transition: &Transition<C>) {
         if transition.is_noop() {

@@ -68,7 +68,7 @@ fn measure_pure<C: Command>(setup: &Setup) -> Result<Measurement, String> {
     node::measure(setup, [0, 1, 2].map(|id| Pure::<C>::new(id, node::REPLICAS, delta)))
 }
 
-fn start<C: Command>(parts: Parts<C, Message<Transition<C>, ()>>) {
+fn start<C: Command>(parts: Parts<C, Message<Transition<C>, State>>) {
     let replica = Replica::new(
         parts.id,
         parts.peer_ids,
@@ -95,7 +95,7 @@ impl<C: Command> StateMachineTransition for Transition<C> {
     }
 }
 
-impl<C: Command> StateMachine<Transition<C>, ()> for Machine<C> {
+impl<C: Command> StateMachine<Transition<C>, State> for Machine<C> {
     fn register_transition_state(&mut self, _: u64, _: TransitionState) {}
 
     fn apply_transition(&mut self, transition: Transition<C>) {
@@ -106,19 +106,22 @@ impl<C: Command> StateMachine<Transition<C>, ()> for Machine<C> {
         self.take_pending()
     }
 
-    fn create_snapshot(&mut self, last_index: usize, last_term: usize) -> Snapshot<()> {
-        Snapshot { last_included_index: last_index, last_included_term: last_term, data: () }
+    fn create_snapshot(&mut self, last_index: usize, last_term: usize) -> Snapshot<State> {
+        let data = self.state();
+        Snapshot { last_included_index: last_index, last_included_term: last_term, data }
     }
 
-    fn set_snapshot(&mut self, _: Snapshot<()>) {}
+    fn set_snapshot(&mut self, snapshot: Snapshot<State>) {
+        self.restore(snapshot.data);
+    }
 }
 
-impl<C: Command> Cluster<Transition<C>, ()> for Network<Message<Transition<C>, ()>> {
-    fn send_message(&mut self, to_id: usize, message: Message<Transition<C>, ()>) {
+impl<C: Command> Cluster<Transition<C>, State> for Network<Message<Transition<C>, State>> {
+    fn send_message(&mut self, to_id: usize, message: Message<Transition<C>, State>) {
         self.send(to_id, message);
     }
 
-    fn receive_messages(&mut self) -> Vec<Message<Transition<C>, ()>> {
+    fn receive_messages(&mut self) -> Vec<Message<Transition<C>, State>> {
         self.receive()
     }
 
