@@ -1,6 +1,6 @@
 //! The user's side of communication: how messages travel, and what a replica tells about itself.
 
-use crate::{Message, ReplicaID, StateMachineTransition, Status};
+use crate::*;
 
 /// Carries messages between replicas "be it over the network or pigeon post".
 ///

@@ -165,7 +165,12 @@ pub mod storage;
 pub use {cluster::*, membership::*, message::*, raft::*, replica::*};
 pub use {replication::*, state_machine::*, storage::*};
 
+// What nearly every module uses; each begins with `use crate::*`.
 pub(crate) use ::log::{info, warn};
+pub(crate) use rand::RngExt;
+pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+pub(crate) use std::mem::{replace, take};
+pub(crate) use std::{io, sync::Arc, sync::Mutex, time::Duration, time::Instant};
 
 /// The README's example is the crate's, and must run as well.
 #[cfg(doctest)]

@@ -6,9 +6,7 @@
 //! ------------+---------------------------+-----------+-------------+
 //! ```
 
-use crate::{Change, Index, LogId, Membership, Run, Snapshot, Term, raft::LIMIT};
-use std::collections::VecDeque;
-use std::sync::Arc;
+use crate::{raft::LIMIT, *};
 
 /// The entries after `base`, held as the runs in which they were appended.
 #[derive(Clone, Debug)]

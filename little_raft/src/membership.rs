@@ -1,7 +1,6 @@
 //! Who votes, and what a quorum is.
 
-use crate::ReplicaID;
-use std::collections::BTreeSet;
+use crate::*;
 
 /// A configuration of the cluster: who votes, and who only follows.
 ///

@@ -1,9 +1,7 @@
 //! The vocabulary: positions in the log, runs of entries, and what replicas say to each other.
 #![allow(missing_docs)] // The fields of a message are explained by the message.
 
-use crate::{Membership, ReplicaID, Snapshot};
-use std::sync::Arc;
-use std::time::Duration;
+use crate::*;
 
 /// A position in the log. The first entry has index 1; index 0 stands for "before every entry".
 pub type Index = usize;
@@ -69,6 +67,10 @@ impl<T: Clone> Run<T> {
 /// check-quorum and the lease all ask this one question (thesis §6.2, §6.4).
 pub type Round = Duration;
 
+/// What a follower says of its log: the index up to which it now durably matches the leader's or, if
+/// it lacks what the leader built upon, its latest entry that the leader may hold as well.
+pub type Answer = Result<Index, LogId>;
+
 /// What travels through a [`Cluster`](crate::Cluster): what replicas say to each other, and what
 /// users ask of the leader, at whichever replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,9 +97,8 @@ pub enum Body<T, D = Vec<u8>> {
     /// The state that replaces a log which is too far behind, and the configuration that holds
     /// there (§7).
     InstallSnapshot { snapshot: Snapshot<D>, membership: Membership, round: Round },
-    /// Answers both: the index up to which the log now durably matches the leader's or, if it lacks
-    /// what the leader built upon, its latest entry that the leader may hold as well.
-    Appended { result: Result<Index, LogId>, round: Round },
+    /// Answers both.
+    Appended { result: Answer, round: Round },
     /// The leader asks the receiver to stand for election at once (thesis §3.10).
     TimeoutNow,
     /// A follower asks for the index at which it may serve a read (thesis §6.4). It chooses the
@@ -114,7 +115,7 @@ pub enum Body<T, D = Vec<u8>> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Request {
-    ChangeMembership { voters: Vec<ReplicaID>, learners: Vec<ReplicaID> },
+    ChangeMembership(Membership),
     TransferLeadership { to_id: ReplicaID },
 }
 
@@ -127,7 +128,9 @@ impl<T, D> Message<T, D> {
     /// leader has committed an entry of its own term, while it hands its leadership over, or if nobody
     /// would vote. Who votes need not be named as a learner too.
     pub fn change_membership(voters: Vec<ReplicaID>, learners: Vec<ReplicaID>) -> Self {
-        Message::Request(Request::ChangeMembership { voters, learners })
+        let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
+        let (learners, outgoing) = (&learners - &voters, BTreeSet::new());
+        Message::Request(Request::ChangeMembership(Membership { voters, outgoing, learners }))
     }
 
     /// Asks the leader to hand its leadership to a voter (thesis §3.10). The leader lets it catch

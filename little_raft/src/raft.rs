@@ -18,18 +18,15 @@
 //!
 //! Nothing that promises anything leaves before what it promises is durable.
 
-use crate::TransitionAbandonedReason::NotLeader;
-use crate::{log::Log, reads::Read, replication::Leading, *};
+use crate::{TransitionAbandonedReason::NotLeader, log::Log, reads::Read, replication::Leading, *};
+use io::ErrorKind::{InvalidData, InvalidInput};
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
-use std::io::{Error, ErrorKind};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Entries that one message holds at most.
 pub(crate) const MAX_BATCH: usize = 1024;
-/// Entries that may be underway to one peer.
-pub(crate) const MAX_IN_FLIGHT: usize = 64 * MAX_BATCH;
-/// Entries that may wait to be applied before the leader stops asking for more.
-const MAX_UNAPPLIED: usize = 64 * MAX_BATCH;
+/// Entries that may be underway to one peer, or wait to be applied before a leader stops asking for
+/// more.
+pub(crate) const MAX_UNDERWAY: usize = 64 * MAX_BATCH;
 /// How many times as much as usual is kept for a peer that is installing a snapshot.
 const MAX_KEPT: usize = 32;
 /// No honest term or index comes near this, and none above it is believed, so that adding to one
@@ -64,10 +61,11 @@ pub struct Config {
 }
 
 /// The part a replica plays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Role {
     /// Follows a leader, or waits for one.
+    #[default]
     Follower,
     /// Asks whether it could win an election.
     PreCandidate,
@@ -79,7 +77,7 @@ pub enum Role {
 
 /// How a replica and its cluster are, as this replica sees it: why there is no leader, why
 /// something is not committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Status {
     /// This replica.
@@ -106,15 +104,18 @@ pub struct Status {
     pub peers: BTreeMap<ReplicaID, Progress>,
 }
 
+/// Messages, and to whom they go.
+pub type Outbox<T, D> = Vec<(ReplicaID, Message<T, D>)>;
+
 /// What one turn leaves to be done, in the order of the fields.
 #[derive(Clone, Debug)]
 pub struct Outputs<T, D = Vec<u8>> {
     /// To be sent at once: entries may leave while the leader itself saves them (thesis §10.2.1).
-    pub appends: Vec<(ReplicaID, Message<T, D>)>,
+    pub appends: Outbox<T, D>,
     /// To be saved, and [`Raft::saved`] to be called.
     pub change: Option<Change<T, D>>,
     /// To be sent once the change is saved.
-    pub messages: Vec<(ReplicaID, Message<T, D>)>,
+    pub messages: Outbox<T, D>,
     /// To replace the state machine's state.
     pub restore: Option<Snapshot<D>>,
     /// What this replica has appended as the leader.
@@ -127,8 +128,7 @@ pub struct Outputs<T, D = Vec<u8>> {
 
 impl<T, D> Default for Outputs<T, D> {
     fn default() -> Self {
-        let (appends, messages, queued, abandoned) = (vec![], vec![], vec![], vec![]);
-        let (change, restore, status) = (None, None, None);
+        let (appends, change, messages, restore, queued, abandoned, status) = Default::default();
         Outputs { appends, change, messages, restore, queued, abandoned, status }
     }
 }
@@ -147,33 +147,28 @@ pub struct Raft<T, D = Vec<u8>> {
     pub(crate) config: Config,
     pub(crate) noop: T,
     pub(crate) random: Xoshiro256PlusPlus,
-    pub(crate) now: Duration,
-    /// When to send heartbeats, for a leader, or else to stand for election.
-    pub(crate) deadline: Duration,
-    /// When a leader was last heard. With leases a start counts as well: this replica may have
-    /// heard one that it does not remember.
-    pub(crate) heard: Option<Duration>,
-
-    pub(crate) term: Term,
+    /// How things are; but what follows from the log is as it was last told.
+    pub(crate) me: Status,
+    /// When to tell it again.
+    tell_at: Duration,
+    /// When [`tick`](Self::tick) is due next: for a leader to send heartbeats, or else to stand for
+    /// election.
+    pub deadline: Duration,
+    /// Until when a leader counts as alive: then nobody gets a vote, whatever the term, unless that
+    /// leader itself asked for the election (thesis §4.2.3). Its lease counts on it. With leases, so
+    /// does a start: this replica may have heard a leader that it does not remember.
+    pub(crate) loyal_until: Duration,
     pub(crate) voted_for: Option<ReplicaID>,
-    pub(crate) role: Role,
-    pub(crate) leader: Option<ReplicaID>,
     /// What belongs to a candidacy or a leadership, and ends with it.
     pub(crate) leading: Leading,
     pub(crate) log: Log<T>,
-    pub(crate) commit: Index,
-    pub(crate) applied: Index,
     pub(crate) snapshot: Option<Snapshot<D>>,
-
+    /// The term, vote and snapshot that are saved; nothing before the first save.
+    durable: Option<(Term, Option<ReplicaID>, Index)>,
     pub(crate) reads: Vec<Read>,
     /// What this replica queued in leaderships that are over, and whose fate is not known yet.
     pub(crate) orphans: BTreeMap<LogId, T>,
     pub(crate) outputs: Outputs<T, D>,
-    /// The term, vote and snapshot that are saved; nothing before the first save.
-    durable: Option<(Term, Option<ReplicaID>, Index)>,
-    /// What was last told: term, role, leader and configuration. And when to tell it again.
-    told: (Term, Role, Option<ReplicaID>, Arc<Membership>),
-    tell_at: Duration,
 }
 
 impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
@@ -185,42 +180,35 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// # Errors
     /// `InvalidInput` if the configuration makes no sense, `InvalidData` if no Raft can have saved
     /// this.
-    pub fn new(config: Config, noop: T, saved: Change<T, D>, now: Duration) -> Result<Self, Error> {
-        let ((least, greatest), id) = (config.election_timeout_range, config.id);
-        let rising = config.heartbeat_timeout < least && least <= greatest;
-        let sensible =
-            rising && !config.heartbeat_timeout.is_zero() && !config.peer_ids.contains(&id);
-        if !sensible || config.max_clock_drift >= Some(least) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{SENSIBLE}: {config:?}")));
+    pub fn new(config: Config, noop: T, saved: Change<T, D>, now: Duration) -> io::Result<Self> {
+        let ((least, greatest), beat) = (config.election_timeout_range, config.heartbeat_timeout);
+        let rising = Duration::ZERO < beat && beat < least && least <= greatest;
+        let Config { id, peer_ids, max_clock_drift: drift, .. } = &config;
+        if !rising || *drift >= Some(least) || peer_ids.contains(id) {
+            return Err(io::Error::new(InvalidInput, format!("{SENSIBLE}: {config:?}")));
         }
-        let voters = config.peer_ids.iter().copied().chain([id]).filter(|_| !config.joining);
-        let initial = Membership { voters: voters.collect(), ..Membership::default() };
-        let unlike_any =
-            Error::new(ErrorKind::InvalidData, "no replica has ever saved such a state");
-        let log = Log::load(&saved, initial).ok_or(unlike_any)?;
-        let start = log.memberships[0].0;
+        let voters = peer_ids.iter().chain([id]).copied().filter(|_| !config.joining).collect();
+        let initial = Membership { voters, ..Membership::default() };
+        let impossible = || io::Error::new(InvalidData, "no replica has ever saved such a state");
+        let log = Log::load(&saved, initial).ok_or_else(impossible)?;
+        let (id, term, start) = (*id, saved.term, log.memberships[0].0);
+        let me = Status { id, now, term, commit: start, applied: start, ..Status::default() };
         let mut raft = Raft {
             random: Xoshiro256PlusPlus::seed_from_u64(config.seed),
-            now,
+            me,
+            tell_at: now,
             deadline: now,
-            heard: config.max_clock_drift.map(|_| now),
+            loyal_until: now.saturating_add(drift.map_or(Duration::ZERO, |_| least)),
             config,
             noop,
-            term: saved.term,
             voted_for: saved.voted_for,
-            role: Role::Follower,
-            leader: None,
             leading: Leading::default(),
             log,
-            commit: start,
-            applied: start,
             snapshot: saved.snapshot,
+            durable: saved.membership.map(|_| (term, saved.voted_for, start)),
             reads: Vec::new(),
             orphans: BTreeMap::new(),
             outputs: Outputs::default(),
-            durable: saved.membership.map(|_| (saved.term, saved.voted_for, start)),
-            told: (0, Role::Follower, None, Arc::default()),
-            tell_at: now,
         };
         raft.reset_election_timer();
         Ok(raft)
@@ -229,9 +217,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Takes in a message at time `now`, the time since the replica began on a clock that never
     /// goes back.
     pub fn step(&mut self, now: Duration, message: Message<T, D>) {
-        self.now = self.now.max(now);
+        self.me.now = self.me.now.max(now);
         match message {
             Message::Request(request) => self.on_request(request, false),
+            Message::Protocol { from_id, .. } if from_id == self.me.id => {}
             Message::Protocol { from_id, term, body } => self.receive(from_id, term, body),
         }
     }
@@ -239,35 +228,47 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The term gate (§5.1): the one place where a message may raise the term, and where one of an
     /// older term ends, its sender told of the newer.
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
+        // Pre-votes are about a term that nobody is in yet, and of readers and users none matters.
+        let timeless = match &body {
+            Body::RequestVote { pre, .. } | Body::Vote { pre, granted: true } => *pre,
+            Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::Request(_) => true,
+            _ => false,
+        };
+        let loyal = self.me.now < self.loyal_until;
         match body {
-            _ if from == self.config.id || term >= LIMIT => {}
-            // Pre-votes are about a term that nobody is in yet; these others are true at any term.
-            Body::RequestVote { pre: true, last, .. } => self.judge(from, term, true, false, last),
-            Body::Vote { pre: true, granted: true } => self.on_vote(from, term, Role::PreCandidate),
-            Body::ReadIndex { context } => self.on_read_index(from, context),
-            Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
-            Body::Request(request) => self.on_request(request, true),
-            Body::RequestVote { transfer: false, .. } if term > self.term && self.has_leader() => {}
-            _ if term < self.term => self.send(from, Body::Vote { pre: false, granted: false }),
-            _ if term > self.term => {
+            _ if term >= LIMIT => {}
+            Body::RequestVote { pre: false, transfer: false, .. }
+                if term > self.me.term && loyal => {}
+            _ if term < self.me.term && !timeless => {
+                self.send(from, Body::Vote { pre: false, granted: false });
+            }
+            _ if term > self.me.term && !timeless => {
                 self.enter(term, Role::Follower, None);
                 self.receive(from, term, body);
             }
-            Body::RequestVote { transfer, last, .. } => {
-                self.judge(from, term, false, transfer, last)
+            Body::RequestVote { pre, transfer, last } => {
+                self.judge(from, term, pre, transfer, last)
             }
-            Body::Vote { pre: false, granted: true } => self.on_vote(from, term, Role::Candidate),
+            Body::Vote { pre, granted: true } if self.leading.stands_for == Some((pre, term)) => {
+                self.on_vote(from);
+            }
+            Body::ReadIndex { context } => self.on_read_index(from, context),
+            Body::ReadIndexResponse { context, index } => {
+                let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
+                asked.for_each(|read| read.index = Some(index));
+            }
+            Body::Request(request) => self.on_request(request, true),
             Body::AppendEntries { prev, runs, commit, round } if self.heed(from) => {
-                let result = self.on_append_entries(prev, runs, commit);
+                let result = self.take_entries(prev, runs, commit);
                 self.send(from, Body::Appended { result, round });
             }
             Body::InstallSnapshot { snapshot, membership, round } if self.heed(from) => {
-                let result = Ok(self.on_install_snapshot(snapshot, membership));
+                let result = Ok(self.install(snapshot, membership));
                 self.send(from, Body::Appended { result, round });
             }
             Body::Appended { result, round } => self.on_appended(from, result, round),
             // The leader asks for it: no pre-vote, which the others would refuse while they hear it.
-            Body::TimeoutNow if self.leader == Some(from) && self.may_campaign() => {
+            Body::TimeoutNow if self.me.leader == Some(from) && self.may_campaign() => {
                 self.campaign(Role::Candidate, true);
             }
             _ => {}
@@ -277,24 +278,27 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The one place where term and role change, and with them all that belongs to a role. Only a
     /// greater term clears the vote.
     pub(crate) fn enter(&mut self, term: Term, role: Role, leader: Option<ReplicaID>) {
-        if self.role == Role::Leader {
-            for run in self.log.slice(self.leading.first.max(self.commit + 1), LIMIT) {
+        if self.me.role == Role::Leader {
+            for run in self.log.slice(self.leading.first.max(self.me.commit + 1), LIMIT) {
                 let ids = (run.first..).map(|index| LogId { term: run.term, index });
                 self.orphans.extend(ids.zip(run.transitions.iter().cloned()));
             }
+            self.loyal_until = self.me.now;
             self.reset_election_timer();
         }
-        self.voted_for = self.voted_for.filter(|_| term == self.term);
-        (self.term, self.role, self.leader) = (term, role, leader);
-        self.leading = Leading::default();
+        self.voted_for = self.voted_for.filter(|_| term == self.me.term);
+        (self.me.term, self.me.role, self.me.leader) = (term, role, leader);
+        (self.leading, self.tell_at) = (Leading::default(), self.me.now);
+        self.me.peers.clear();
+        self.reads.iter_mut().for_each(|read| read.overdue_at = self.me.now);
     }
 
-    /// Lets time pass. To be called at [`deadline`](Self::deadline) at the latest, and after the
+    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest, and after the
     /// messages that have arrived.
     pub fn tick(&mut self, now: Duration) {
-        self.now = self.now.max(now);
-        match self.role {
-            _ if self.now < self.deadline => {}
+        self.me.now = self.me.now.max(now);
+        match self.me.role {
+            _ if self.me.now < self.deadline => {}
             Role::Leader => self.on_heartbeat_timeout(),
             // Even after an election that led to nothing a pre-vote comes next, so that terms do not
             // rise in vain (thesis §9.6).
@@ -303,32 +307,22 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// When [`tick`](Self::tick) is due next.
-    pub fn deadline(&self) -> Duration {
-        self.deadline
-    }
-
     /// Appends transitions to the log. They are abandoned if this replica does not lead or is
     /// handing its leadership over.
     pub fn propose(&mut self, transitions: Vec<T>) {
         let mut rest = transitions.into_iter();
-        if self.role != Role::Leader || self.leading.transfer.is_some() {
+        if self.me.role != Role::Leader || self.leading.transfer.is_some() {
             self.outputs.abandoned.extend(rest.by_ref().map(|it| (it, NotLeader)));
         }
         while rest.len() > 0 {
-            let batch = match rest.len() {
-                // Collected as a whole it keeps its place in memory.
-                ..=MAX_BATCH => std::mem::take(&mut rest).collect(),
-                _ => rest.by_ref().take(MAX_BATCH).collect(),
-            };
-            self.append_as_leader(batch, None);
+            self.append_as_leader(rest.by_ref().take(MAX_BATCH).collect(), None);
         }
     }
 
     /// Whether more transitions should be asked for. A leader with too much underway says no and
     /// lets its log drain first.
     pub fn wants_transitions(&self) -> bool {
-        self.role != Role::Leader || self.log.last().index - self.applied < MAX_UNAPPLIED
+        self.me.role != Role::Leader || self.log.last().index - self.me.applied < MAX_UNDERWAY
     }
 
     /// What is to be done now. Call it once a turn, after all inputs.
@@ -336,37 +330,36 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// # Panics
     /// If a law of Raft is broken, which is a bug in this library.
     pub fn outputs(&mut self) -> Outputs<T, D> {
-        if self.role == Role::Leader {
+        if self.me.role == Role::Leader {
             self.lead();
         }
         self.check();
-        let news = (self.term, self.role, self.leader, self.log.membership().1.clone());
-        if news != self.told || self.now >= self.tell_at {
-            self.outputs.status = Some(self.status());
-            (self.told, self.tell_at) = (news, self.now + self.config.heartbeat_timeout);
+        if self.me.now >= self.tell_at || self.me.membership != self.log.membership().1 {
+            self.me = self.status();
+            self.outputs.status = Some(self.me.clone());
+            self.tell_at = self.me.now + self.config.heartbeat_timeout;
         }
         let (snapshot, membership) = &self.log.memberships[0];
-        let promised = Some((self.term, self.voted_for, *snapshot));
-        let renewed = self.durable.is_none_or(|(.., saved)| saved != *snapshot);
+        let promised = Some((self.me.term, self.voted_for, *snapshot));
         if self.log.saved < self.log.last().index || promised != self.durable {
-            self.outputs.change = Some(Change {
-                term: self.term,
-                voted_for: self.voted_for,
-                truncate_from: self.log.truncated,
-                compacted: self.log.base,
-                runs: self.log.slice(self.log.saved + 1, LIMIT),
-                snapshot: self.snapshot.as_ref().filter(|_| renewed).cloned(),
-                membership: renewed.then(|| Membership::clone(membership)),
-            });
-            self.durable = promised;
+            let (term, voted_for, compacted) = (self.me.term, self.voted_for, self.log.base);
+            let (truncate_from, runs) =
+                (self.log.truncated, self.log.slice(self.log.saved + 1, LIMIT));
+            let mut change =
+                Change { term, voted_for, truncate_from, compacted, runs, ..Change::default() };
+            if self.durable.is_none_or(|(.., saved)| saved != *snapshot) {
+                change.snapshot = self.snapshot.clone();
+                change.membership = Some(Membership::clone(membership));
+            }
+            (self.durable, self.outputs.change) = (promised, Some(change));
         }
-        std::mem::take(&mut self.outputs)
+        take(&mut self.outputs)
     }
 
     /// Tells that the change of the last outputs is durable.
     pub fn saved(&mut self) {
         (self.log.saved, self.log.truncated) = (self.log.last().index, None);
-        if self.role == Role::Leader {
+        if self.me.role == Role::Leader {
             self.advance_commit();
         }
     }
@@ -374,80 +367,82 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The next committed transitions to apply, in order; none if all are applied. To be followed
     /// by [`applied`](Self::applied).
     pub fn committed(&self) -> &[T] {
-        self.log.transitions(self.applied + 1, self.commit)
+        self.log.transitions(self.me.applied + 1, self.me.commit)
     }
 
     /// Tells that the first `count` of the [`committed`](Self::committed) transitions are applied.
     /// Configurations among them take effect in here; there is nothing to apply.
     pub fn applied(&mut self, count: usize) {
-        self.applied += count.min(self.committed().len());
-        while self.applied < self.commit && self.committed().is_empty() {
-            self.applied += 1;
+        self.me.applied += count.min(self.committed().len());
+        while self.me.applied < self.me.commit && self.committed().is_empty() {
+            self.me.applied += 1;
         }
     }
 
     /// The position at which it is time for a snapshot: right after what is applied.
     pub fn snapshot_due(&self) -> Option<LogId> {
-        let (delta, since) = (self.config.snapshot_delta, self.applied - self.log.memberships[0].0);
-        let known = !self.log.memberships_from(self.applied)[0].1.voters.is_empty();
-        self.log.entry(self.applied).filter(|_| delta > 0 && since >= delta && known)
+        let (delta, applied) = (self.config.snapshot_delta, self.me.applied);
+        let known = !self.log.memberships_from(applied)[0].1.voters.is_empty();
+        let due = delta > 0 && applied - self.log.memberships[0].0 >= delta && known;
+        self.log.entry(applied).filter(|_| due)
     }
 
-    /// Takes a snapshot, if it is of where one was due, and forgets what it covers but for a part
-    /// that slow followers may need.
-    pub fn compact(&mut self, snapshot: Snapshot<D>) {
-        if Some(snapshot.last()) == self.snapshot_due() {
-            let kept = self.applied.saturating_sub(self.config.snapshot_delta);
-            let longest = self.config.snapshot_delta.saturating_mul(MAX_KEPT);
-            let kept = kept.min(self.needed_by_receivers());
-            self.log.compact(self.applied, kept.max(self.applied.saturating_sub(longest)));
-            self.snapshot = Some(snapshot);
+    /// Takes a snapshot and forgets what it covers, but for a part that slow followers may need.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is not of where one was due.
+    pub fn compact(&mut self, snapshot: Snapshot<D>) -> io::Result<()> {
+        if Some(snapshot.last()) != self.snapshot_due() {
+            let error = format!("not the snapshot that is due: {:?}", snapshot.last());
+            return Err(io::Error::new(InvalidInput, error));
         }
+        let Status { now, applied, ref peers, .. } = self.me;
+        let [delta, longest] =
+            [1, MAX_KEPT].map(|times| self.config.snapshot_delta.saturating_mul(times));
+        // A peer that may still be installing a snapshot will need what follows it.
+        let installing =
+            |it: &&Progress| it.activity == Activity::Installing && now < it.patience.0;
+        let needed =
+            peers.values().filter(installing).map(|it| it.next - 1).min().unwrap_or(applied);
+        let kept = needed.min(applied.saturating_sub(delta)).max(applied.saturating_sub(longest));
+        self.log.compact(applied, kept);
+        self.snapshot = Some(snapshot);
+        Ok(())
     }
 
     /// How things are now.
     pub fn status(&self) -> Status {
-        Status {
-            id: self.config.id,
-            now: self.now,
-            role: self.role,
-            term: self.term,
-            leader: self.leader,
-            membership: self.log.membership().1.clone(),
-            commit: self.commit,
-            applied: self.applied,
-            first_index: self.log.base.index + 1,
-            last_index: self.log.last().index,
-            peers: self.leading.peers.clone(),
-        }
+        let (first_index, last_index) = (self.log.base.index + 1, self.log.last().index);
+        let membership = self.log.membership().1.clone();
+        Status { first_index, last_index, membership, ..self.me.clone() }
     }
 
     /// Checks the laws that [`Raft`] lists.
     fn check(&self) {
-        let (id, last, snapshot) = (self.config.id, self.log.last(), self.log.memberships[0].0);
-        let order = [self.log.base.index, snapshot, self.applied, self.commit, last.index];
-        assert!(order.is_sorted(), "{id}: base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?}");
-        assert!(last.term <= self.term, "{id}: {last:?} is of a term after {}", self.term);
-        let own_vote = self.role != Role::Leader || self.voted_for == Some(id);
-        assert!(own_vote, "{id}: leads without its own vote");
-        let peers = &self.leading.peers;
-        let mut in_order =
-            peers.values().map(|it| it.matched < it.next && it.next <= last.index + 1);
-        assert!(in_order.all(|it| it), "{id}: matched < next ≤ last + 1: {last:?} {peers:?}");
+        let (me, last, snapshot) = (&self.me, self.log.last(), self.log.memberships[0].0);
+        let order = [self.log.base.index, snapshot, me.applied, me.commit, last.index];
+        assert!(order.is_sorted(), "base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?} {me:?}");
+        assert!(last.term <= me.term, "no entry has a term above the replica's: {last:?} {me:?}");
+        let elected = me.role != Role::Leader || self.voted_for == Some(me.id);
+        assert!(elected, "a leader voted for itself: {me:?}");
+        let in_order = |it: &Progress| it.matched < it.next && it.next <= last.index + 1;
+        assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");
     }
 
     /// Sends a message in the current term.
     pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
-        self.send_at(to, self.term, body);
+        self.send_at(to, self.me.term, body);
     }
 
     /// Sends a message to another replica. Everything waits for the save but appends: they promise
     /// nothing that is not durable, if only the term is (thesis §10.2.1).
     pub(crate) fn send_at(&mut self, to: ReplicaID, term: Term, body: Body<T, D>) {
-        let early = matches!(body, Body::AppendEntries { .. })
-            && self.durable.is_some_and(|(saved, ..)| saved == term);
-        let message = Message::Protocol { from_id: self.config.id, term, body };
+        if to == self.me.id {
+            return self.receive(to, term, body);
+        }
+        let saved = self.durable.is_some_and(|(saved, ..)| saved == term);
+        let early = saved && matches!(body, Body::AppendEntries { .. });
         let queue = if early { &mut self.outputs.appends } else { &mut self.outputs.messages };
-        queue.extend((to != self.config.id).then_some((to, message)));
+        queue.push((to, Message::Protocol { from_id: self.me.id, term, body }));
     }
 }

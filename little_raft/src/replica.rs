@@ -2,11 +2,7 @@
 
 use crate::{TransitionState::*, *};
 use crossbeam_channel::{Receiver, Select, Sender, bounded, never};
-use std::collections::HashMap;
-use std::io::{Error, Result};
-use std::mem::{replace, take};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::{sync::MutexGuard, time::SystemTime};
 use timer::{Guard, Timer};
 
 /// Identifies a replica in its cluster.
@@ -28,12 +24,8 @@ pub struct Replica<S, T: StateMachineTransition, C, D = Vec<u8>> {
     leader: Option<ReplicaID>,
 }
 
-impl<S, T, C, D> Replica<S, T, C, D>
-where
-    S: StateMachine<T, D>,
-    T: StateMachineTransition,
-    C: Cluster<T, D>,
-    D: Clone,
+impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clone>
+    Replica<S, T, C, D>
 {
     /// A replica that keeps its log in memory only, never compacts it, and asks a quorum for every
     /// read.
@@ -99,21 +91,25 @@ where
     /// * `InvalidData`: the storage holds what no replica can have saved;
     /// * `Other`: a mutex is poisoned, that is, a thread that held it has panicked;
     /// * whatever the storage returned. It is not used again.
-    pub fn start(&mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>) -> Result<()> {
+    pub fn start(
+        &mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>,
+    ) -> io::Result<()> {
         let mut raft = match self.raft.take() {
             Some(Some(raft)) => raft,
             Some(None) => self.load()?,
-            None => return Err(Error::other("this replica has failed before, make a new one")),
+            None => return Err(io::Error::other("this replica has failed before, make a new one")),
         };
-        let mut wakeups = Wakeups::new(recv_msg, recv_transition, self.config.heartbeat_timeout);
+        let (wake, recv_timer) = bounded(1);
+        let (channels, due) = ([recv_msg, recv_transition, recv_timer], [false; 3]);
+        let mut wakeups = Wakeups { channels, due, timer: Timer::new(), wake, armed: None };
         while self.take_inputs(&mut raft, &mut wakeups)? {
             let mut outputs = raft.outputs();
-            self.tell(take(&mut outputs.appends), outputs.status.take())?;
+            self.tell(&mut outputs.appends, outputs.status.take())?;
             if let Some(change) = outputs.change.take() {
                 self.storage.as_mut().map_or(Ok(()), |storage| storage.save(change))?;
                 raft.saved();
             }
-            self.tell(take(&mut outputs.messages), None)?;
+            self.tell(&mut outputs.messages, None)?;
             self.apply(&mut raft, outputs)?;
         }
         self.raft = Some(Some(raft));
@@ -121,40 +117,37 @@ where
     }
 
     /// The replica as the storage has it, and the state machine brought to where its snapshot is.
-    fn load(&mut self) -> Result<Raft<T, D>> {
-        let mut saved = match &mut self.storage {
-            Some(storage) => storage.load()?,
-            None => Change::default(),
-        };
-        if self.storage.is_none() {
+    fn load(&mut self) -> io::Result<Raft<T, D>> {
+        let loaded = self.storage.as_mut().map(|storage| storage.load()).transpose()?;
+        if loaded.is_none() {
             warn!("{}: keeps nothing, must not come back under its id", self.config.id);
         }
+        let (mut saved, mut state_machine) =
+            (loaded.unwrap_or_default(), lock(&self.state_machine)?);
         let restore = saved.snapshot.clone();
         if restore.is_none() {
-            saved.snapshot = lock(&self.state_machine)?.get_snapshot();
+            saved.snapshot = state_machine.get_snapshot();
             let seed = saved.snapshot.as_ref().filter(|_| saved.runs.is_empty());
             saved.compacted = seed.map_or(saved.compacted, Snapshot::last);
             saved.term = saved.term.max(saved.compacted.term);
         }
         let now = self.began.elapsed();
         let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, now)?;
-        let mut state_machine = lock(&self.state_machine)?;
         restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
-        drop(state_machine);
         Ok(raft)
     }
 
     /// Waits for something to do, and takes in all that has come: messages, time, transitions, reads.
     /// False if it is time to halt.
-    fn take_inputs(&mut self, raft: &mut Raft<T, D>, wakeups: &mut Wakeups) -> Result<bool> {
+    fn take_inputs(&mut self, raft: &mut Raft<T, D>, wakeups: &mut Wakeups) -> io::Result<bool> {
         let now = self.began.elapsed();
-        wakeups.wait(now, if raft.committed().is_empty() { raft.deadline() } else { now });
+        let wake_at = if raft.committed().is_empty() { raft.deadline } else { now };
+        wakeups.wait(now, wake_at, self.config.heartbeat_timeout);
         let mut cluster = lock(&self.cluster)?;
         if cluster.halt() {
             return Ok(false);
         }
-        let due = take(&mut wakeups.due[0]);
-        let messages = if due { cluster.receive_messages() } else { Vec::new() };
+        let messages = if take(&mut wakeups.due[0]) { cluster.receive_messages() } else { vec![] };
         drop(cluster);
         let now = self.began.elapsed();
         messages.into_iter().for_each(|message| raft.step(now, message));
@@ -173,14 +166,9 @@ where
     }
 
     /// Sends messages and tells what is new, under the cluster's mutex.
-    fn tell(
-        &mut self, messages: Vec<(ReplicaID, Message<T, D>)>, status: Option<Status>,
-    ) -> Result<()> {
-        if messages.is_empty() && status.is_none() {
-            return Ok(());
-        }
+    fn tell(&mut self, messages: &mut Outbox<T, D>, status: Option<Status>) -> io::Result<()> {
         let mut cluster = lock(&self.cluster)?;
-        messages.into_iter().for_each(|(to, message)| cluster.send_message(to, message));
+        messages.drain(..).for_each(|(to_id, message)| cluster.send_message(to_id, message));
         if let Some(status) = status {
             if replace(&mut self.leader, status.leader) != status.leader {
                 cluster.register_leader(status.leader);
@@ -192,7 +180,7 @@ where
 
     /// Passes on what has become of transitions and reads, and applies what is committed, under the
     /// state machine's mutex.
-    fn apply(&mut self, raft: &mut Raft<T, D>, outputs: Outputs<T, D>) -> Result<()> {
+    fn apply(&mut self, raft: &mut Raft<T, D>, outputs: Outputs<T, D>) -> io::Result<()> {
         let mut state_machine = lock(&self.state_machine)?;
         outputs.restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
         for transition in outputs.queued.iter().flat_map(|run| run.transitions.iter()) {
@@ -218,15 +206,16 @@ where
             }
         }
         if let Some(LogId { index, term }) = raft.snapshot_due() {
-            raft.compact(state_machine.create_snapshot(index, term));
+            raft.compact(state_machine.create_snapshot(index, term))?;
         }
         Ok(())
     }
 }
 
 /// Locks one of the user's mutexes. A poisoned one guards something half done.
-fn lock<M>(mutex: &Mutex<M>) -> Result<MutexGuard<'_, M>> {
-    mutex.lock().map_err(|_| Error::other("a thread has panicked while it held a replica's mutex"))
+fn lock<M>(mutex: &Mutex<M>) -> io::Result<MutexGuard<'_, M>> {
+    let poisoned = "a thread has panicked while it held a replica's mutex";
+    mutex.lock().map_err(|_| io::Error::other(poisoned))
 }
 
 /// What wakes the loop: the user's two channels, and the timer's.
@@ -238,25 +227,18 @@ struct Wakeups {
     wake: Sender<()>,
     /// When the timer is going to wake the loop, and what cancels that if dropped.
     armed: Option<(Duration, Guard)>,
-    /// No wait takes longer: the timer follows the wall clock, which may be set back.
-    longest: Duration,
 }
 
 impl Wakeups {
-    fn new(recv_msg: Receiver<()>, recv_transition: Receiver<()>, longest: Duration) -> Wakeups {
-        let (wake, recv_timer) = bounded(1);
-        let (channels, timer) = ([recv_msg, recv_transition, recv_timer], Timer::new());
-        Wakeups { channels, due: [false; 3], timer, wake, armed: None, longest }
-    }
-
-    /// Waits for a notification, at most until `wake_at`, and takes all there are: they are tokens,
-    /// not counts.
-    fn wait(&mut self, now: Duration, wake_at: Duration) {
+    /// Waits for a notification until `wake_at`, though no longer than `longest`, because the timer
+    /// follows the wall clock, which may be set back. Takes all there are: they are tokens, not
+    /// counts.
+    fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
         self.arm(now, wake_at);
         let mut select = Select::new();
         self.channels.iter().for_each(|channel| _ = select.recv(channel));
         // Which of them is ready shows below.
-        let _ = select.ready_timeout(if wake_at > now { self.longest } else { Duration::ZERO });
+        let _ = select.ready_timeout(if wake_at > now { longest } else { Duration::ZERO });
         for (channel, due) in self.channels.iter_mut().zip(&mut self.due) {
             for _ in 0..channel.len().max(1) {
                 match channel.try_recv() {
@@ -269,19 +251,19 @@ impl Wakeups {
 
     /// Has the timer wake the loop at `wake_at`, unless it does so earlier anyway.
     fn arm(&mut self, now: Duration, wake_at: Duration) {
-        if wake_at <= now || self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at))
-        {
-            return;
+        let armed = self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at));
+        if wake_at > now && !armed {
+            let wake = self.wake.clone();
+            let schedule =
+                |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
+            // The type of a date is chrono's, which `timer` does not name for us: its default value
+            // is the Unix epoch, and a `Duration` can be added to it.
+            let epoch = default_argument(&schedule).to_utc();
+            let today =
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let wait = (wake_at - now).min(Duration::from_secs(3600));
+            self.armed = Some((wake_at, schedule(epoch + today + wait)));
         }
-        let wake = self.wake.clone();
-        let wake = move || wake.try_send(()).unwrap_or_default();
-        let schedule = |date| self.timer.schedule_with_date(date, wake);
-        // The type of a date is chrono's, which `timer` does not name for us: its default value is
-        // the Unix epoch, and a `Duration` can be added to it.
-        let epoch = default_argument(&schedule).to_utc();
-        let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let wait = (wake_at - now).min(Duration::from_secs(3600));
-        self.armed = Some((wake_at, schedule(epoch + today + wait)));
     }
 }
 

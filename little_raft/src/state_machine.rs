@@ -5,7 +5,7 @@
 //! with the state machine's mutex held and no other, so a method may take its time but no heartbeat
 //! leaves while it runs.
 
-use crate::LogId;
+use crate::*;
 use std::fmt::Debug;
 
 /// A change of the state machine, proposed by a user and applied by every replica in one order.

@@ -2,8 +2,6 @@
 //! disk.
 
 use crate::*;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Keeps what a replica must not forget.
 ///
@@ -49,47 +47,8 @@ pub struct Change<T, D = Vec<u8>> {
 
 impl<T, D> Default for Change<T, D> {
     fn default() -> Self {
-        let (term, voted_for, truncate_from, compacted) = (0, None, None, LogId::default());
-        let (runs, snapshot, membership) = (Vec::new(), None, None);
+        let (term, voted_for, truncate_from, compacted, runs, snapshot, membership) =
+            Default::default();
         Change { term, voted_for, truncate_from, compacted, runs, snapshot, membership }
-    }
-}
-
-impl<T: Clone, D> Change<T, D> {
-    /// Makes a change from nothing lead to where a later one leads.
-    pub fn append(&mut self, later: Change<T, D>) {
-        let (from, to) = (later.compacted.index + 1, later.truncate_from.unwrap_or(Index::MAX));
-        let kept = |run: &Run<T>| from < to && run.last().index >= from && run.first < to;
-        if later.truncate_from.is_some() || later.compacted != self.compacted {
-            self.runs.retain(kept);
-            self.runs.iter_mut().for_each(|run| *run = run.slice(from, to - 1));
-        }
-        self.runs.extend(later.runs);
-        self.snapshot = later.snapshot.or(self.snapshot.take());
-        self.membership = later.membership.or(self.membership.take());
-        (self.term, self.voted_for, self.compacted) =
-            (later.term, later.voted_for, later.compacted);
-    }
-}
-
-/// Keeps everything in memory, where it outlives a [`Replica`] but not the process:
-/// for tests and experiments. Clones share what is saved.
-#[derive(Clone, Debug)]
-pub struct MemoryStorage<T, D = Vec<u8>>(Arc<Mutex<Change<T, D>>>);
-
-impl<T, D> Default for MemoryStorage<T, D> {
-    fn default() -> Self {
-        MemoryStorage(Arc::default())
-    }
-}
-
-impl<T: Clone + Send + Sync, D: Clone + Send> Storage<T, D> for MemoryStorage<T, D> {
-    fn load(&mut self) -> io::Result<Change<T, D>> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    fn save(&mut self, change: Change<T, D>) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(change);
-        Ok(())
     }
 }

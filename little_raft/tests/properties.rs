@@ -2,9 +2,10 @@
 //! the enumeration of majorities, the log and what is saved of it against a vector.
 
 use little_raft::{
-    Body, Change, Config, Index, LogId, Membership, MemoryStorage, Message, Raft, ReplicaID,
-    Request, Role, Run, Snapshot, StateMachineTransition, Status, Storage, Term,
+    Body, Change, Config, Index, LogId, Membership, Message, Raft, ReplicaID, Request, Role, Run,
+    Snapshot, StateMachineTransition, Status, Storage, Term,
 };
+use little_raft_sim::{MemoryStorage, append};
 use proptest::prelude::*;
 use proptest::sample::Index as Choice;
 use proptest::test_runner::TestRunner;
@@ -311,7 +312,7 @@ proptest! {
         let mut whole = Change::default();
         for save in &saves {
             let change = plain.save(save);
-            whole.append(change.clone());
+            append(&mut whole, change.clone());
             plain.check(&whole, save.vote);
             storage.save(change).expect("memory does not fail");
             plain.check(&storage.clone().load().expect("memory does not fail"), save.vote);
@@ -599,7 +600,7 @@ impl Follower {
                 let (last_included_index, last_included_term) = (index, term);
                 let data = self.applied.clone();
                 let snapshot = Snapshot { last_included_index, last_included_term, data };
-                self.raft.compact(snapshot);
+                self.raft.compact(snapshot).expect("it is the one that was due");
             }
         }
         (outputs.appends, outputs.messages, cut)
@@ -739,9 +740,9 @@ fn leader() -> Raft<Number, Vec<u32>> {
     let mut raft = Follower::new(0, 1, false).raft;
     let vote = |raft: &mut Raft<Number, Vec<u32>>, pre| {
         let body = Body::Vote { pre, granted: true };
-        raft.step(raft.deadline(), Message::Protocol { from_id: 1, term: 1, body });
+        raft.step(raft.deadline, Message::Protocol { from_id: 1, term: 1, body });
     };
-    raft.tick(raft.deadline());
+    raft.tick(raft.deadline);
     vote(&mut raft, true);
     vote(&mut raft, false);
     assert_eq!(raft.status().leader, Some(FOLLOWER));
@@ -908,7 +909,9 @@ fn any_body() -> impl Strategy<Value = Body<Number, Vec<u32>>> {
         1 => Just(Body::TimeoutNow),
         1 => any::<u64>().prop_map(|context| Body::ReadIndex { context }),
         1 => (ids(), ids()).prop_map(|(voters, learners)| {
-            Body::Request(Request::ChangeMembership { voters, learners })
+            let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
+            let outgoing = BTreeSet::new();
+            Body::Request(Request::ChangeMembership(Membership { voters, outgoing, learners }))
         }),
         1 => (1_usize..6).prop_map(|to_id| Body::Request(Request::TransferLeadership { to_id })),
     ]

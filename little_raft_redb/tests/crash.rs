@@ -8,6 +8,7 @@ mod common;
 use common::*;
 use little_raft::{Change, Storage};
 use little_raft_redb::RedbStorage;
+use little_raft_sim::append;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
@@ -48,7 +49,7 @@ fn save_for_ever() {
     let mut saved: Saved = storage.load().expect("loaded");
     loop {
         let change = next(&saved);
-        saved.append(change.clone());
+        append(&mut saved, change.clone());
         storage.save(change).expect("saved");
         writeln!(std::io::stdout(), "acknowledged {}", saved.term).expect("the parent listens");
     }
@@ -104,7 +105,7 @@ fn what_was_acknowledged_survives_every_kill() {
         assert!(loaded.term >= acknowledged && loaded.term >= model.term, "{lost}");
         while model.term < loaded.term {
             let change = next(&model);
-            model.append(change);
+            append(&mut model, change);
         }
         // What decides the next change is how the entries are grouped, so that is taken over.
         assert_eq!(flat(loaded.clone()), flat(model), "kill {kill}");

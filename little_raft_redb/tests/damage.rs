@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use little_raft::Storage;
 use little_raft_redb::RedbStorage;
+use little_raft_sim::append;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -169,7 +170,7 @@ fn a_power_cut_leaves_a_save_or_not() {
         let before = Image::read(directory.path(), model.clone());
         let runs = vec![run(237 + save * 40, 9, 40, 300 * save)];
         let change = little_raft::Change { compacted: id(1, 30), ..appending(9, runs) };
-        model.append(change.clone());
+        append(&mut model, change.clone());
         storage.save(change).expect("saved");
         let after = Image::read(directory.path(), model.clone());
         for cut in 0..repetitions("LITTLE_RAFT_POWER_CUTS", 16) {

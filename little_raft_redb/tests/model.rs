@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use little_raft::{Change, Membership, Storage};
 use little_raft_redb::RedbStorage;
+use little_raft_sim::append;
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -100,7 +101,7 @@ proptest! {
         let mut model = Saved::default();
         for step in &steps {
             let change = change(step, &model);
-            model.append(change.clone());
+            append(&mut model, change.clone());
             storage.save(change).expect("saved");
             if step.reopen {
                 drop(storage);

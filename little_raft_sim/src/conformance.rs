@@ -1,7 +1,7 @@
 //! What every storage must do, as a suite to run against yours.
 //!
 //! ```
-//! use little_raft::MemoryStorage;
+//! use little_raft_sim::MemoryStorage;
 //! use little_raft_sim::conformance::{Entry, Place, check};
 //!
 //! struct Memory(MemoryStorage<Entry>);

@@ -1,5 +1,6 @@
 //! A disk that may fail, crash in the middle of a save, fill up and rot.
 
+use crate::append;
 use crate::ledger::digest_of;
 use little_raft::{Change, Storage};
 use std::hash::Hash;
@@ -110,7 +111,7 @@ impl<T: Clone + Hash, D: Clone> Platter<T, D> {
         }
         let (mut saved, anything) = (Change::default(), !self.records.is_empty());
         for record in std::mem::take(&mut self.records) {
-            saved.append(record.change);
+            append(&mut saved, record.change);
         }
         self.records.extend(anything.then(|| Record::whole(saved.clone())));
         Ok(saved)

@@ -318,7 +318,7 @@ impl<S: Subject> Simulation<S> {
         (node.clock, node.crash) = (Clock::new(self.now, rate), None);
         node.lives += 1;
         self.counters.restarts += u64::from(node.lives > 1);
-        let first_turn = node.clock.shows(raft.deadline(), self.now);
+        let first_turn = node.clock.shows(raft.deadline, self.now);
         node.life = Some(Life::new(raft, storage, machine));
         self.wake_at(id, first_turn);
         Ok(())

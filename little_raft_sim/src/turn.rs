@@ -26,7 +26,7 @@ impl<S: Subject> Simulation<S> {
             Some(()) => {
                 let node = &self.nodes[id];
                 let wake_at = match life.raft.committed().is_empty() {
-                    true => node.clock.shows(life.raft.deadline(), self.now),
+                    true => node.clock.shows(life.raft.deadline, self.now),
                     false => self.now + 1_000,
                 };
                 self.nodes[id].life = Some(life);
@@ -326,7 +326,7 @@ impl<S: Subject> Simulation<S> {
         if let Some(due) = life.raft.snapshot_due() {
             self.counters.snapshots += 1;
             let snapshot = life.machine.create_snapshot(due.index, due.term);
-            life.raft.compact(snapshot);
+            life.raft.compact(snapshot).expect("the snapshot is the one that was due");
         }
         SURVIVED
     }

@@ -1,6 +1,6 @@
 //! The simulator over the library that ships, and over itself.
 
-use little_raft::MemoryStorage;
+use little_raft_sim::MemoryStorage;
 use little_raft_sim::conformance::{Entry, FailingPlace, Place, check, check_failures};
 use little_raft_sim::{Counters, DiskFault, Faults, Registers, SimulatedDisk, Simulation, mermaid};
 use std::io;

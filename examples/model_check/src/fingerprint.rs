@@ -54,7 +54,7 @@ fn nameless(node: &Node) -> u64 {
 fn rounds(state: &State) -> Vec<Vec<Round>> {
     let of = |id: ReplicaID| {
         let Some(status) = state.nodes[id].leads() else { return Vec::new() };
-        let peers = status.peers.values().flat_map(|it| [it.since, it.echoed]);
+        let peers = status.peers.values().flat_map(|it| [it.since, it.heard]);
         let packets = state.network.iter().filter_map(|it| round(it));
         let own = |(leader, term, _): &(_, _, _)| (*leader, *term) == (id, status.term);
         let mut rounds: Vec<_> = peers.chain(packets.filter(own).map(|it| it.2)).collect();
@@ -121,12 +121,11 @@ impl View<'_> {
         let mut peers: Vec<_> = status.peers.iter().map(|(it, peer)| (names[*it], peer)).collect();
         peers.sort_unstable_by_key(|(name, _)| *name);
         for (name, peer) in peers {
-            let [since, echoed] =
-                [peer.since, peer.echoed].map(|it| self.place(id, status.term, it));
-            let silent = status.now.saturating_sub(peer.since.max(peer.echoed));
+            let [since, heard] = [peer.since, peer.heard].map(|it| self.place(id, status.term, it));
+            let silent = status.now.saturating_sub(peer.since.max(peer.heard));
             let heartbeats = (silent + HEARTBEAT / 2).as_nanos() / HEARTBEAT.as_nanos();
             let activity = std::mem::discriminant(&peer.activity);
-            (name, peer.matched, peer.next, activity, since, echoed, heartbeats).hash(to);
+            (name, peer.matched, peer.next, activity, since, heard, heartbeats).hash(to);
         }
     }
 

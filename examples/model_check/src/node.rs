@@ -4,6 +4,7 @@ use little_raft::{
     Body, Change, Config, LogId, Message, Raft, ReplicaID, Role, StateMachineTransition, Status,
     Term,
 };
+use little_raft_sim::append;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -122,7 +123,7 @@ impl Node {
         let now = raft.status().now;
         match input {
             Input::Message(message) => raft.step(now, message.clone()),
-            Input::Timeout => raft.tick(raft.deadline()),
+            Input::Timeout => raft.tick(raft.deadline),
             Input::Proposal(number) => raft.propose(vec![Transition::Proposal(number)]),
             Input::Start => {}
         }
@@ -132,7 +133,7 @@ impl Node {
             return Turn { node, sent, applied: Vec::new() };
         }
         if let Some(change) = outputs.change {
-            node.disk.append(change);
+            append(&mut node.disk, change);
             node.log = entries(&node.disk);
             raft.saved();
         }

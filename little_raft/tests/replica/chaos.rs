@@ -2,9 +2,8 @@
 //! come and go, one-way ones too, and replicas crash and come back.
 
 use crate::support::*;
-use little_raft::{
-    MemoryStorage, ReadState, TransitionAbandonedReason::OutcomeUnknown, TransitionState,
-};
+use little_raft::{ReadState, TransitionAbandonedReason::OutcomeUnknown, TransitionState};
+use little_raft_sim::MemoryStorage;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,9 +3,10 @@
 use crate::support::*;
 use crossbeam_channel::unbounded;
 use little_raft::{
-    Body, Change, Cluster, LogId, MemoryStorage, Message, ReadState, Replica, Snapshot,
-    StateMachine, Status, Storage, TransitionState,
+    Body, Change, Cluster, LogId, Message, ReadState, Replica, Snapshot, StateMachine, Status,
+    Storage, TransitionState,
 };
+use little_raft_sim::MemoryStorage;
 use std::collections::BTreeMap;
 use std::io::Result;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

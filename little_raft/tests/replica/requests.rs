@@ -1,7 +1,7 @@
 //! Requests about the cluster: they come in where messages come in, at any replica.
 
 use crate::support::*;
-use little_raft::{Body, Message, Request, Status};
+use little_raft::{Body, Membership, Message, Request, Status};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,9 @@ fn a_follower_forwards_requests_to_the_leader() {
     node.receive(Message::transfer_leadership(3));
     node.receive(Message::change_membership(vec![1, 2], vec![3]));
     let transfer = Body::Request(Request::TransferLeadership { to_id: 3 });
-    let change = Request::ChangeMembership { voters: vec![1, 2], learners: vec![3] };
+    let (voters, learners) = ([1, 2].into(), [3].into());
+    let asked = Membership { voters, learners, ..Membership::default() };
+    let change = Request::ChangeMembership(asked);
     let change = Body::Request(change);
     node.until("both requests", || {
         leader.play();

@@ -1,7 +1,8 @@
 //! Starting: from nothing, from what the storage holds, from what the state machine remembers.
 
 use crate::support::*;
-use little_raft::{Change, LogId, Membership, MemoryStorage, Message, Role, Snapshot, Storage};
+use little_raft::{Change, LogId, Membership, Message, Role, Snapshot, Storage};
+use little_raft_sim::MemoryStorage;
 use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::time::Duration;

@@ -2,7 +2,8 @@
 
 use crate::support::*;
 use crossbeam_channel::unbounded;
-use little_raft::{Body, Change, LogId, MemoryStorage, Storage, TransitionState};
+use little_raft::{Body, Change, LogId, Storage, TransitionState};
+use little_raft_sim::MemoryStorage;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};

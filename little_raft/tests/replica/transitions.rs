@@ -3,7 +3,8 @@
 use crate::support::*;
 use little_raft::TransitionAbandonedReason::*;
 use little_raft::TransitionState::*;
-use little_raft::{Body, LogId, Membership, MemoryStorage, Message, Role, Snapshot};
+use little_raft::{Body, LogId, Membership, Message, Role, Snapshot};
+use little_raft_sim::MemoryStorage;
 use std::time::Duration;
 
 #[test]

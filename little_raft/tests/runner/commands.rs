@@ -179,7 +179,7 @@ impl Cluster {
     }
 
     fn timeout(&mut self, id: ReplicaID) {
-        let missing = self.raft(id).deadline().saturating_sub(self.node(id).clock);
+        let missing = self.raft(id).deadline.saturating_sub(self.node(id).clock);
         self.advance(missing);
         self.tick(id);
     }

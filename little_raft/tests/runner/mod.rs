@@ -8,6 +8,7 @@ use laws::Laws;
 use little_raft::raft::{Config, Raft, Role};
 use little_raft::{Index, Membership, ReadState, ReplicaID, Snapshot, StateMachineTransition};
 use little_raft::{Term, TransitionAbandonedReason};
+use little_raft_sim::append;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,7 +153,7 @@ impl Cluster {
         if let Some(snapshot) = outputs.restore {
             self.restore(id, snapshot);
         }
-        for run in outputs.queued {
+        for run in outputs.queued.into_iter().filter(|run| run.membership.is_none()) {
             self.tell_detail(id, &format!("queues {}", show_runs(std::slice::from_ref(&run))));
             for (entry, payload) in entries(&[run]) {
                 let Payload::Transition(name) = payload else { panic!("only transitions queue") };
@@ -182,7 +183,7 @@ impl Cluster {
             let data = self.node(id).state.clone();
             let snapshot = Snapshot { last_included_index, last_included_term, data };
             self.laws.restores(id, &snapshot);
-            self.raft(id).compact(snapshot);
+            self.raft(id).compact(snapshot).expect("it is the one that was due");
             self.tell_detail(id, &format!("takes a snapshot at {}", show_id(last)));
         }
         self.check(id);
@@ -234,7 +235,7 @@ impl Cluster {
         self.tell_detail(id, &format!("saves {text}"));
         let node = self.nodes.get_mut(&id).expect("who saves is there");
         let before = node.saved.clone();
-        node.saved.append(change);
+        append(&mut node.saved, change);
         self.laws.saves(id, &before, &node.saved);
         self.raft(id).saved();
         true

@@ -114,11 +114,8 @@ pub(crate) fn show_body(body: &Body, read: impl Fn(u64) -> String) -> String {
         Body::ReadIndexResponse { context, index } => {
             format!("ReadIndexResponse {} index={index}", read(*context))
         }
-        Body::Request(Request::ChangeMembership { voters, learners }) => {
-            let set = |ids: &[ReplicaID]| ids.iter().copied().collect();
-            let (voters, learners) = (set(voters), set(learners));
-            let membership = Membership { voters, learners, ..Membership::default() };
-            format!("ChangeMembership {}", show_membership(&membership))
+        Body::Request(Request::ChangeMembership(membership)) => {
+            format!("ChangeMembership {}", show_membership(membership))
         }
         Body::Request(Request::TransferLeadership { to_id }) => {
             format!("TransferLeadership to={to_id}")
@@ -266,7 +263,10 @@ pub(crate) fn parse_body(
 /// `voters=1,2 learners=3`, in which an id may stand twice.
 pub(crate) fn parse_change(words: &[String]) -> Request {
     let ids = |name| option(words, name).map(parse_ids).unwrap_or_default();
-    Request::ChangeMembership { voters: ids("voters"), learners: ids("learners") }
+    match Message::change_membership(ids("voters"), ids("learners")) {
+        Message::Request(request) => request,
+        Message::Protocol { .. } => unreachable!("a user's request is no message of the protocol"),
+    }
 }
 
 /// Who sent a message and in which term, if a replica did.

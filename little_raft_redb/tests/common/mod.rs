@@ -3,6 +3,7 @@
 
 use little_raft::{Change, Index, LogId, Membership, Run, Snapshot, Storage, Term};
 use little_raft_redb::RedbStorage;
+use little_raft_sim::append;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -93,7 +94,7 @@ pub(crate) fn furnish(storage: &mut RedbStorage) -> Saved {
     });
     changes.push(Change { compacted, ..appending(4, vec![run(234, 4, 3, 50)]) });
     for change in changes {
-        model.append(change.clone());
+        append(&mut model, change.clone());
         storage.save(change).expect("saved");
     }
     model
