@@ -168,7 +168,7 @@ impl Cluster {
     /// The next thing that happens, if it does before the end: a message or a deadline.
     fn step_until(&mut self, end: Duration) -> bool {
         let alive = (0..self.replicas.len()).filter(|id| Some(*id) != self.gone);
-        let deadline = alive.map(|id| (self.replicas[id].deadline(), id)).min();
+        let deadline = alive.map(|id| (self.replicas[id].deadline, id)).min();
         let arrival = self.underway.first_key_value().map(|((at, _), _)| *at);
         let next = [deadline.map(|(at, _)| at), arrival].into_iter().flatten().min();
         let Some(next) = next.filter(|at| *at < end) else { return false };
@@ -176,7 +176,7 @@ impl Cluster {
         if arrival == Some(next) {
             let Some((_, (to, message))) = self.underway.pop_first() else { return false };
             if Some(to) != self.gone {
-                let before = self.replicas[to].deadline();
+                let before = self.replicas[to].deadline;
                 self.replicas[to].step(next, message);
                 self.take_turn(to, before);
             }
@@ -189,8 +189,8 @@ impl Cluster {
 
     fn take_turn(&mut self, id: usize, deadline_before: Duration) {
         let replica = &mut self.replicas[id];
-        if replica.deadline() != deadline_before {
-            self.drawn[id] = replica.deadline() - self.now;
+        if replica.deadline != deadline_before {
+            self.drawn[id] = replica.deadline - self.now;
         }
         let outputs = replica.outputs();
         if outputs.change.is_some() {

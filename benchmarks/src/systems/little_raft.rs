@@ -233,7 +233,8 @@ impl<C: Command> Node for Pure<C> {
         if let Some(last) = self.raft.snapshot_due() {
             let (last_included_index, last_included_term) = (last.index, last.term);
             let data = *state;
-            self.raft.compact(Snapshot { last_included_index, last_included_term, data });
+            let snapshot = Snapshot { last_included_index, last_included_term, data };
+            self.raft.compact(snapshot).expect("it is the one that was due");
         }
     }
 }
