@@ -18,35 +18,29 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
 
     /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be given.
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
-        let (pre, asked, last) = (role == Role::PreCandidate, self.me.term + 1, self.log.last());
-        self.enter(if pre { self.me.term } else { asked }, role, None);
+        let (pre, last) = (role == Role::PreCandidate, self.log.last());
+        self.enter(self.me.term + usize::from(!pre), role, None);
         self.voted_for = if pre { self.voted_for } else { Some(self.me.id) };
-        self.leading.stands_for = Some((pre, asked));
         self.reset_election_timer();
         let mut others = self.log.membership().1.members();
         others.remove(&self.me.id);
         for member in others {
-            self.send_at(member, asked, Body::RequestVote { pre, transfer, last });
+            self.send(member, Body::RequestVote { pre, transfer, last });
         }
         self.on_vote(self.me.id);
     }
 
     /// Votes for a candidate whose log is at least as up-to-date (§5.4.1), once per term, though as
-    /// often as that candidate asks. A pre-vote changes nothing; its grant carries the term asked
-    /// for, its refusal this replica's own, from which the sender may learn.
-    pub(crate) fn judge(
-        &mut self, from: ReplicaID, term: Term, pre: bool, transfer: bool, last: LogId,
-    ) {
-        let free = term > self.me.term || !pre && self.voted_for.is_none_or(|id| id == from);
-        let granted =
-            free && last >= self.log.last() && (transfer || self.me.now >= self.loyal_until);
+    /// often as that candidate asks. A pre-vote is about the next term, and changes nothing.
+    pub(crate) fn judge(&mut self, from: ReplicaID, pre: bool, last: LogId) {
+        let free = pre || self.voted_for.is_none_or(|id| id == from);
+        let granted = free && last >= self.log.last();
         if granted && !pre {
-            self.enter(term, Role::Follower, None);
+            self.enter(self.me.term, Role::Follower, None);
             self.voted_for = Some(from);
             self.reset_election_timer();
         }
-        let term = if granted { term } else { self.me.term };
-        self.send_at(from, term, Body::Vote { pre, granted });
+        self.send(from, Body::Vote { pre, granted });
     }
 
     /// Counts a vote or, for a pre-candidate, a pre-vote. A pre-vote that is won is followed by the

@@ -80,8 +80,7 @@ pub enum Message<T, D = Vec<u8>> {
     Request(Request),
 }
 
-/// What replicas say to each other. The term beside it is the sender's; in a pre-vote and its grant
-/// it is the term that is asked for.
+/// What replicas say to each other. The term beside it is the sender's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Body<T, D = Vec<u8>> {

@@ -228,36 +228,24 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The term gate (§5.1): the one place where a message may raise the term, and where one of an
     /// older term ends, its sender told of the newer.
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
-        // Pre-votes are about a term that nobody is in yet, and of readers and users none matters.
-        let timeless = match &body {
-            Body::RequestVote { pre, .. } | Body::Vote { pre, granted: true } => *pre,
-            Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::Request(_) => true,
-            _ => false,
-        };
-        let loyal = self.me.now < self.loyal_until;
+        let stands_for = |pre| if pre { Role::PreCandidate } else { Role::Candidate };
         match body {
-            _ if term >= LIMIT => {}
-            Body::RequestVote { pre: false, transfer: false, .. }
-                if term > self.me.term && loyal => {}
-            _ if term < self.me.term && !timeless => {
-                self.send(from, Body::Vote { pre: false, granted: false });
-            }
-            _ if term > self.me.term && !timeless => {
+            // An answer to what was asked in an older term tells nothing, nor does its sender wait.
+            _ if term >= LIMIT || term < self.me.term && matches!(body, Body::Vote { .. }) => {}
+            // What is asked and answered about reads, and what users ask, is so at any term.
+            Body::ReadIndex { context } => self.on_read_index(from, context),
+            Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
+            Body::Request(request) => self.on_request(request, true),
+            _ if term < self.me.term => self.send(from, Body::Vote { pre: false, granted: false }),
+            Body::RequestVote { transfer: false, .. } if self.me.now < self.loyal_until => {}
+            _ if term > self.me.term => {
                 self.enter(term, Role::Follower, None);
                 self.receive(from, term, body);
             }
-            Body::RequestVote { pre, transfer, last } => {
-                self.judge(from, term, pre, transfer, last)
-            }
-            Body::Vote { pre, granted: true } if self.leading.stands_for == Some((pre, term)) => {
+            Body::RequestVote { pre, last, .. } => self.judge(from, pre, last),
+            Body::Vote { pre, granted } if granted && self.me.role == stands_for(pre) => {
                 self.on_vote(from);
             }
-            Body::ReadIndex { context } => self.on_read_index(from, context),
-            Body::ReadIndexResponse { context, index } => {
-                let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
-                asked.for_each(|read| read.index = Some(index));
-            }
-            Body::Request(request) => self.on_request(request, true),
             Body::AppendEntries { prev, runs, commit, round } if self.heed(from) => {
                 let result = self.take_entries(prev, runs, commit);
                 self.send(from, Body::Appended { result, round });
@@ -429,14 +417,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");
     }
 
-    /// Sends a message in the current term.
-    pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
-        self.send_at(to, self.me.term, body);
-    }
-
-    /// Sends a message to another replica. Everything waits for the save but appends: they promise
+    /// Sends a message, in the current term. Everything waits for the save but appends: they promise
     /// nothing that is not durable, if only the term is (thesis §10.2.1).
-    pub(crate) fn send_at(&mut self, to: ReplicaID, term: Term, body: Body<T, D>) {
+    pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
+        let term = self.me.term;
         if to == self.me.id {
             return self.receive(to, term, body);
         }

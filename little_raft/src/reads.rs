@@ -11,9 +11,9 @@ use crate::*;
 #[derive(Clone, Debug)]
 pub(crate) struct Read {
     /// Drawn at random, so that a late answer to an earlier life of this replica answers nothing.
-    pub(crate) ticket: u64,
+    ticket: u64,
     /// The leader's answer.
-    pub(crate) index: Option<Index>,
+    index: Option<Index>,
     /// When to stop waiting for that: after a while, or as soon as the leader is another.
     pub(crate) overdue_at: Duration,
 }
@@ -54,6 +54,11 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             let round = if self.has_lease() { Round::ZERO } else { self.begin_round() };
             self.leading.questions.push((from, context, index, round));
         }
+    }
+
+    pub(crate) fn on_read_answer(&mut self, context: u64, index: Index) {
+        let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
+        asked.for_each(|read| read.index = Some(index));
     }
 
     /// Gives those whose questions a quorum has confirmed the index of their reads.

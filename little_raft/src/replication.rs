@@ -37,8 +37,6 @@ pub struct Progress {
 /// What belongs to a candidacy or a leadership, and ends with it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leading {
-    /// What it stands for: whether that is a pre-vote, and in which term.
-    pub(crate) stands_for: Option<(bool, Term)>,
     /// Who voted for this replica.
     pub(crate) votes: BTreeSet<ReplicaID>,
     /// Index of the no-op, the first entry of this term.
