@@ -551,7 +551,6 @@ impl Follower {
         let Status { role, term, .. } = self.raft.status();
         let pre = role == Role::PreCandidate;
         let body = Body::Vote { pre, granted: true };
-        let term = term + usize::from(pre);
         self.raft.step(now, Message::Protocol { from_id: 1, term, body });
     }
 
@@ -738,13 +737,13 @@ fn appends_to(raft: &mut Raft<Number, Vec<u32>>, peer: ReplicaID) -> Vec<(Index,
 /// A leader of term 1 and of three voters, at the end of the turn in which it was elected.
 fn leader() -> Raft<Number, Vec<u32>> {
     let mut raft = Follower::new(0, 1, false).raft;
-    let vote = |raft: &mut Raft<Number, Vec<u32>>, pre| {
+    let vote = |raft: &mut Raft<Number, Vec<u32>>, pre, term| {
         let body = Body::Vote { pre, granted: true };
-        raft.step(raft.deadline, Message::Protocol { from_id: 1, term: 1, body });
+        raft.step(raft.deadline, Message::Protocol { from_id: 1, term, body });
     };
     raft.tick(raft.deadline);
-    vote(&mut raft, true);
-    vote(&mut raft, false);
+    vote(&mut raft, true, 0);
+    vote(&mut raft, false, 1);
     assert_eq!(raft.status().leader, Some(FOLLOWER));
     let sent = appends_to(&mut raft, 1);
     assert!(matches!(sent[..], [(1, 1, _)]), "{sent:?}");
