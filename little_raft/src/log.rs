@@ -63,12 +63,11 @@ impl<T: Clone> Log<T> {
 
     /// Appends a run that [follows](Run::follows) the last entry.
     pub(crate) fn append(&mut self, run: Run<T>) {
-        match run.membership.clone() {
-            Some(membership) if run.first > self.memberships[0].0 => {
-                self.memberships.push((run.first, membership));
-            }
-            Some(membership) => self.memberships[0].1 = membership,
-            None => {}
+        if let Some(membership) = run.membership.clone() {
+            // What the snapshot covers is forgotten but for the last.
+            let index = run.first.max(self.memberships[0].0);
+            self.memberships.retain(|(first, _)| *first < index);
+            self.memberships.push((index, membership));
         }
         self.runs.push_back(run);
     }

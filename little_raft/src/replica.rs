@@ -192,8 +192,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         // No longer than heartbeats can wait; a look at the clock costs as much as a small transition.
         let (began, limit) = (Instant::now(), self.config.heartbeat_timeout / 4);
         let late = |n: usize| (n.is_power_of_two() || n % 64 == 63) && began.elapsed() > limit;
-        let slice = raft.committed().iter().enumerate().take_while(|(n, _)| !late(*n));
-        let applied = slice.map(|(_, transition)| {
+        let slice = raft.committed().iter().zip(0..).take_while(|(_, n)| !late(*n));
+        let applied = slice.map(|(transition, _)| {
             state_machine.register_transition_state(transition.get_id(), Committed);
             state_machine.apply_transition(transition.clone());
             state_machine.register_transition_state(transition.get_id(), Applied);
