@@ -155,12 +155,12 @@ impl<T: Clone> Log<T> {
 
     /// The place among the runs of the one that holds an index; their number if none does.
     fn place(&self, index: Index) -> usize {
-        // Nearly always it is one of the last.
-        let from_end = self.runs.iter().rev().take(4).position(|run| run.first <= index);
-        match from_end {
-            _ if index > self.last().index => self.runs.len(),
-            Some(place) => self.runs.len() - 1 - place,
-            None => self.runs.partition_point(|run| run.first <= index).saturating_sub(1),
+        match self.runs.back() {
+            // Nearly always it is the last, or none.
+            Some(run) if index >= run.first => {
+                self.runs.len() - usize::from(index <= run.last().index)
+            }
+            _ => self.runs.partition_point(|run| run.first <= index).saturating_sub(1),
         }
     }
 }

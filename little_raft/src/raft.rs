@@ -228,7 +228,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The term gate (§5.1): the one place where a message may raise the term, and where one of an
     /// older term ends, its sender told of the newer.
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
-        let stands_for = |pre| if pre { Role::PreCandidate } else { Role::Candidate };
+        let stands = |pre| if pre { Role::PreCandidate } else { Role::Candidate };
         match body {
             // An answer to what was asked in an older term tells nothing, nor does its sender wait.
             _ if term >= LIMIT || term < self.me.term && matches!(body, Body::Vote { .. }) => {}
@@ -243,9 +243,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.receive(from, term, body);
             }
             Body::RequestVote { pre, last, .. } => self.judge(from, pre, last),
-            Body::Vote { pre, granted } if granted && self.me.role == stands_for(pre) => {
-                self.on_vote(from);
-            }
+            Body::Vote { pre, granted: true } if self.me.role == stands(pre) => self.on_vote(from),
             Body::AppendEntries { prev, runs, commit, round } if self.heed(from) => {
                 let result = self.take_entries(prev, runs, commit);
                 self.send(from, Body::Appended { result, round });
@@ -361,7 +359,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Tells that the first `count` of the [`committed`](Self::committed) transitions are applied.
     /// Configurations among them take effect in here; there is nothing to apply.
     pub fn applied(&mut self, count: usize) {
-        self.me.applied += count.min(self.committed().len());
+        self.me.applied = self.me.commit.min(self.me.applied + count);
         while self.me.applied < self.me.commit && self.committed().is_empty() {
             self.me.applied += 1;
         }
@@ -370,9 +368,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The position at which it is time for a snapshot: right after what is applied.
     pub fn snapshot_due(&self) -> Option<LogId> {
         let (delta, applied) = (self.config.snapshot_delta, self.me.applied);
-        let known = !self.log.memberships_from(applied)[0].1.voters.is_empty();
-        let due = delta > 0 && applied - self.log.memberships[0].0 >= delta && known;
-        self.log.entry(applied).filter(|_| due)
+        let due = delta > 0 && applied - self.log.memberships[0].0 >= delta;
+        let known = || !self.log.memberships_from(applied)[0].1.voters.is_empty();
+        if due && known() { self.log.entry(applied) } else { None }
     }
 
     /// Takes a snapshot and forgets what it covers, but for a part that slow followers may need.

@@ -288,9 +288,11 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
 
     /// Commits up to an index, which must be in the log.
     pub(crate) fn commit_to(&mut self, index: Index) {
-        self.me.commit = index.max(self.me.commit);
-        self.applied(0);
-        self.settle_orphans(self.log.entry(self.me.commit).unwrap_or_default());
+        if index > self.me.commit {
+            self.me.commit = index;
+            self.applied(0);
+            self.settle_orphans(self.log.entry(index).unwrap_or_default());
+        }
     }
 
     /// The entry `to` is committed, and so none that is older but not before it ever will be: it is
