@@ -278,8 +278,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         } else if is_news && self.me.applied == self.me.commit {
             info!("{}: installs a snapshot at {last:?}", self.me.id);
             self.log.reset(last, membership);
+            self.settle_orphans(last, self.me.applied);
             (self.me.commit, self.me.applied) = (last.index, last.index);
-            self.settle_orphans(last);
             self.outputs.restore = Some(snapshot.clone());
             self.snapshot = Some(snapshot);
         }
@@ -291,17 +291,18 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if index > self.me.commit {
             self.me.commit = index;
             self.applied(0);
-            self.settle_orphans(self.log.entry(index).unwrap_or_default());
+            self.settle_orphans(self.log.entry(index).unwrap_or_default(), index);
         }
     }
 
     /// The entry `to` is committed, and so none that is older but not before it ever will be: it is
     /// certain now what becomes of the orphans up to there. Nothing less is certain, for what this
-    /// replica has lost another may still hold, and bring back as a leader.
-    fn settle_orphans(&mut self, to: LogId) {
+    /// replica has lost another may still hold, and bring back as a leader. But what a snapshot has
+    /// brought, beyond the entries `known` here, nobody can tell.
+    fn settle_orphans(&mut self, to: LogId, known: Index) {
         for (id, transition) in self.orphans.extract_if(..=to, |_, _| true) {
             let reason = match self.log.entry(id.index) {
-                _ if id.index <= self.me.applied => OutcomeUnknown,
+                _ if (known + 1..=to.index).contains(&id.index) => OutcomeUnknown,
                 Some(held) if held == id => continue,
                 _ => ConflictWithLeader,
             };
