@@ -1,4 +1,4 @@
-//! The whole of Raft in some 1,200 lines: turn any state machine into a replicated one.
+//! The whole of Raft in some 1,100 lines: turn any state machine into a replicated one.
 //!
 //! # What Raft is here
 //!
@@ -24,78 +24,64 @@
 //!
 //! You implement [`StateMachine`] for what is replicated, [`Cluster`] for the way messages travel
 //! and, for replicas that are to survive a crash, [`Storage`]; you run a [`Replica`] in a thread.
-//! Here is all of it, for a counter on three threads:
+//! Here is all of it, for one value on three threads:
 //!
 //! ```
 //! use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 //! use little_raft::*;
-//! use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 //! use std::{mem::take, sync::Arc, sync::Mutex, thread, time::Duration};
 //!
 //! #[derive(Clone, Debug)]
-//! struct Add { number: usize, amount: i64 }
-//! impl StateMachineTransition for Add {
+//! struct Set(usize, Option<i64>); // An identity, and the new value; none changes nothing.
+//! impl StateMachineTransition for Set {
 //!     type TransitionID = usize;
-//!     fn get_id(&self) -> usize { self.number }
+//!     fn get_id(&self) -> usize { self.0 }
 //! }
 //!
-//! struct Counter { value: i64, latest: usize, pending: Vec<Add>, values: Sender<i64> }
-//! impl StateMachine<Add> for Counter {
-//!     fn get_pending_transitions(&mut self) -> Vec<Add> { take(&mut self.pending) }
-//!     fn register_transition_state(&mut self, number: usize, state: TransitionState) {
-//!         println!("transition {number}: {state:?}");
+//! type Door = (Sender<Message<Set>>, Sender<()>); // A replica's: for messages, and to wake it.
+//! struct Node { inbox: Receiver<Message<Set>>, doors: Vec<Door>, halt: bool,
+//!               value: Option<i64>, pending: Vec<Set> }
+//! impl StateMachine<Set> for Node {
+//!     fn get_pending_transitions(&mut self) -> Vec<Set> { take(&mut self.pending) }
+//!     fn register_transition_state(&mut self, id: usize, now: TransitionState) {
+//!         println!("transition {id}: {now:?}");
 //!     }
-//!     fn apply_transition(&mut self, add: Add) {
-//!         if add.number > self.latest { // The client may have repeated itself.
-//!             (self.latest, self.value) = (add.number, self.value + add.amount);
-//!             self.values.send(self.value).unwrap();
-//!         }
-//!     }
+//!     fn apply_transition(&mut self, set: Set) { self.value = set.1.or(self.value) }
 //! }
-//!
-//! static HALT: AtomicBool = AtomicBool::new(false);
-//! type Outbox = (Sender<Message<Add>>, Sender<()>);
-//! struct Wires { inbox: Receiver<Message<Add>>, outboxes: Vec<Outbox> }
-//! impl Cluster<Add> for Wires {
-//!     fn send_message(&mut self, to_id: usize, message: Message<Add>) {
-//!         let _ = self.outboxes[to_id].0.send(message); // Raft can bear the loss.
-//!         let _ = self.outboxes[to_id].1.try_send(()); // A token that still lies there will do.
+//! impl Cluster<Set> for Node {
+//!     fn send_message(&mut self, to_id: usize, message: Message<Set>) {
+//!         let _ = self.doors[to_id].0.send(message); // Raft can bear the loss.
+//!         let _ = self.doors[to_id].1.try_send(()); // A token that still lies there will do.
 //!     }
-//!     fn receive_messages(&mut self) -> Vec<Message<Add>> { self.inbox.try_iter().collect() }
+//!     fn receive_messages(&mut self) -> Vec<Message<Set>> { self.inbox.try_iter().collect() }
 //!     fn register_leader(&mut self, leader_id: Option<usize>) { println!("{leader_id:?} leads") }
-//!     fn halt(&self) -> bool { HALT.load(Relaxed) }
+//!     fn halt(&self) -> bool { self.halt }
 //! }
 //!
 //! fn main() {
-//!     let wires = (0..3).map(|_| (unbounded(), bounded(1)));
-//!     let wires = wires.map(|(letters, tokens)| ((letters.0, tokens.0), (letters.1, tokens.1)));
-//!     let (outboxes, inboxes): (Vec<Outbox>, Vec<_>) = wires.unzip();
-//!     let (values, recv_value) = unbounded();
-//!     let (mut counters, mut threads) = (Vec::new(), Vec::new());
-//!     for (id, (inbox, recv_msg)) in inboxes.into_iter().enumerate() {
-//!         let wires = Arc::new(Mutex::new(Wires { inbox, outboxes: outboxes.clone() }));
-//!         let counter = Counter { value: 0, latest: 0, pending: vec![], values: values.clone() };
-//!         let (counter, (token, recv_transition)) = (Arc::new(Mutex::new(counter)), bounded(1));
-//!         counters.push((counter.clone(), token));
-//!         let peers = (0..3).filter(|peer| *peer != id).collect();
-//!         let (noop, ms) = (Add { number: 0, amount: 0 }, Duration::from_millis);
-//!         let (heartbeat, election) = (ms(50), (ms(200), ms(400)));
-//!         let mut replica = Replica::new(id, peers, wires, counter, noop, heartbeat, election);
-//!         threads.push(thread::spawn(move || replica.start(recv_msg, recv_transition)));
-//!     }
-//!     let mut counted = 0;
-//!     while counted < 3 { // A client that does not know who leads: it asks all until it is done.
-//!         for (counter, token) in &counters {
-//!             counter.lock().unwrap().pending.push(Add { number: 1, amount: 42 });
-//!             let _ = token.try_send(());
+//!     let pairs = (0..3).map(|_| (unbounded(), bounded(1))).map(|(a, b)| ((a.0, b.0), (a.1, b.1)));
+//!     let (doors, inboxes): (Vec<Door>, Vec<_>) = pairs.unzip();
+//!     let nodes = inboxes.into_iter().enumerate().map(|(id, (inbox, recv_msg))| {
+//!         let (doors, value, pending) = (doors.clone(), None, Vec::new());
+//!         let node = Node { inbox, doors, halt: false, value, pending };
+//!         let (node, (wake, recv_transition)) = (Arc::new(Mutex::new(node)), bounded(1));
+//!         let (peers, ms) = ((0..3).filter(|peer| *peer != id).collect(), Duration::from_millis);
+//!         let (cluster, machine, times) = (node.clone(), node.clone(), (ms(200), ms(400)));
+//!         let mut replica = Replica::new(id, peers, cluster, machine, Set(0, None), ms(50), times);
+//!         (node, wake, thread::spawn(move || replica.start(recv_msg, recv_transition)))
+//!     });
+//!     let nodes: Vec<_> = nodes.collect();
+//!     while nodes.iter().any(|(node, ..)| node.lock().unwrap().value != Some(42)) {
+//!         for (node, wake, _) in &nodes { // Who does not lead abandons it: ask all, until it is done.
+//!             node.lock().unwrap().pending = vec![Set(1, Some(42))];
+//!             let _ = wake.try_send(());
 //!         }
-//!         while counted < 3 && recv_value.recv_timeout(Duration::from_millis(100)).is_ok() {
-//!             counted += 1;
-//!         }
+//!         thread::sleep(Duration::from_millis(10));
 //!     }
-//!     HALT.store(true, Relaxed);
-//!     threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
-//!     assert!(counters.iter().all(|(counter, _)| counter.lock().unwrap().value == 42));
+//!     for (node, _, thread) in nodes {
+//!         node.lock().unwrap().halt = true;
+//!         thread.join().unwrap().unwrap();
+//!     }
 //! }
 //! ```
 //!

@@ -1,5 +1,4 @@
-//! The user's side of durability: one load, one atomic save, and the memory that stands in for a
-//! disk.
+//! The user's side of durability: one load, one atomic save.
 
 use crate::*;
 
@@ -17,8 +16,8 @@ pub trait Storage<T, D = Vec<u8>>: Send {
     /// so and not return the rest.
     fn load(&mut self) -> io::Result<Change<T, D>>;
 
-    /// Makes a change durable before it returns: the whole of it or, in a crash, nothing. What it
-    /// means is what [`Change::append`] does.
+    /// Makes a change durable before it returns: the whole of it or, in a crash, nothing. Its fields
+    /// say what it means, and `append` of the package `little_raft_sim` does it in memory.
     ///
     /// # Errors
     /// Any failure, after which what is durable may be the state before or after the change.
