@@ -4,7 +4,7 @@ use crate::*;
 
 /// Carries messages between replicas "be it over the network or pigeon post".
 ///
-/// Every method is called from the thread that runs [`Replica::start`](crate::Replica::start), with
+/// Every method is called from the thread that runs [`Replica::start`], with
 /// the cluster's mutex held and no other. None may block.
 pub trait Cluster<T: StateMachineTransition, D: Clone = Vec<u8>> {
     /// Sends a message to another replica. It may silently fail, deliver late, twice or out of

@@ -71,7 +71,7 @@ pub type Round = Duration;
 /// it lacks what the leader built upon, its latest entry that the leader may hold as well.
 pub type Answer = Result<Index, LogId>;
 
-/// What travels through a [`Cluster`](crate::Cluster): what replicas say to each other, and what
+/// What travels through a [`Cluster`]: what replicas say to each other, and what
 /// users ask of the leader, at whichever replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -1,7 +1,7 @@
 //! The user's side of replication: the transitions, the state machine they drive, and what a
 //! replica tells the state machine about them.
 //!
-//! Every method is called from the one thread that runs [`Replica::start`](crate::Replica::start),
+//! Every method is called from the one thread that runs [`Replica::start`],
 //! with the state machine's mutex held and no other, so a method may take its time but no heartbeat
 //! leaves while it runs.
 
@@ -102,7 +102,7 @@ pub trait StateMachine<T: StateMachineTransition, D: Clone = Vec<u8>> {
 
     /// Captures the current state, which is the one right after the entry at `last_index`, whose
     /// term is `last_term`; the snapshot must carry exactly these. Called every `snapshot_delta`
-    /// applied entries if [`Replica::with_snapshots`](crate::Replica::with_snapshots) asked for it.
+    /// applied entries if [`Replica::with_snapshots`] asked for it.
     ///
     /// # Panics
     /// The provided implementation panics, so that asking for snapshots without writing them cannot

@@ -4,7 +4,7 @@ use crate::*;
 
 /// Keeps what a replica must not forget.
 ///
-/// Both methods are called from the thread that runs [`Replica::start`](crate::Replica::start),
+/// Both methods are called from the thread that runs [`Replica::start`],
 /// with no mutex held. After an error the replica stops, returns it, and never uses the storage
 /// again: there is no safe way to go on with a disk in an unknown state.
 pub trait Storage<T, D = Vec<u8>>: Send {
