@@ -279,8 +279,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.reads.iter_mut().for_each(|read| read.overdue_at = self.me.now);
     }
 
-    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest, and after the
-    /// messages that have arrived.
+    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest, and
+    /// after the messages that have arrived.
     pub fn tick(&mut self, now: Duration) {
         self.me.now = self.me.now.max(now);
         match self.me.role {
@@ -359,7 +359,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Tells that the first `count` of the [`committed`](Self::committed) transitions are applied.
     /// Configurations among them take effect in here; there is nothing to apply.
     pub fn applied(&mut self, count: usize) {
-        self.me.applied = self.me.commit.min(self.me.applied + count);
+        self.me.applied = self.me.commit.min(self.me.applied.saturating_add(count));
         while self.me.applied < self.me.commit && self.committed().is_empty() {
             self.me.applied += 1;
         }
