@@ -9,14 +9,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.deadline = self.me.now.saturating_add(self.random.random_range(least..=greatest));
     }
 
-    /// A replica may stand for election if it votes in any configuration that may turn out to be the
-    /// last committed one: without it, one that removes it might never be committed.
+    /// A replica may stand for election if it votes in any configuration that may turn out to be
+    /// the last committed one: without it, one that removes it might never be committed.
     pub(crate) fn may_campaign(&self) -> bool {
         let votes = |it: &Membership| it.voters.union(&it.outgoing).any(|id| *id == self.me.id);
         self.log.memberships_from(self.me.commit).iter().any(|(_, it)| votes(it))
     }
 
-    /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be given.
+    /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be
+    /// given.
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
         let (pre, last) = (role == Role::PreCandidate, self.log.last());
         self.enter(self.me.term + usize::from(!pre), role, None);

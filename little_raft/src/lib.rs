@@ -59,7 +59,8 @@
 //! }
 //!
 //! fn main() {
-//!     let pairs = (0..3).map(|_| (unbounded(), bounded(1))).map(|(a, b)| ((a.0, b.0), (a.1, b.1)));
+//!     let pairs = (0..3).map(|_| (unbounded(), bounded(1)));
+//!     let pairs = pairs.map(|(mail, bell)| ((mail.0, bell.0), (mail.1, bell.1)));
 //!     let (doors, inboxes): (Vec<Door>, Vec<_>) = pairs.unzip();
 //!     let nodes = inboxes.into_iter().enumerate().map(|(id, (inbox, recv_msg))| {
 //!         let (doors, value, pending) = (doors.clone(), None, Vec::new());
@@ -67,12 +68,13 @@
 //!         let (node, (wake, recv_transition)) = (Arc::new(Mutex::new(node)), bounded(1));
 //!         let (peers, ms) = ((0..3).filter(|peer| *peer != id).collect(), Duration::from_millis);
 //!         let (cluster, machine, times) = (node.clone(), node.clone(), (ms(200), ms(400)));
-//!         let mut replica = Replica::new(id, peers, cluster, machine, Set(0, None), ms(50), times);
+//!         let (noop, beat) = (Set(0, None), ms(50));
+//!         let mut replica = Replica::new(id, peers, cluster, machine, noop, beat, times);
 //!         (node, wake, thread::spawn(move || replica.start(recv_msg, recv_transition)))
 //!     });
 //!     let nodes: Vec<_> = nodes.collect();
 //!     while nodes.iter().any(|(node, ..)| node.lock().unwrap().value != Some(42)) {
-//!         for (node, wake, _) in &nodes { // Who does not lead abandons it: ask all, until it is done.
+//!         for (node, wake, _) in &nodes { // Only the leader takes it, so ask all, until done.
 //!             node.lock().unwrap().pending = vec![Set(1, Some(42))];
 //!             let _ = wake.try_send(());
 //!         }

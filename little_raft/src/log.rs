@@ -73,9 +73,9 @@ impl<T: Clone> Log<T> {
     }
 
     /// Takes over what a leader of `term` sent after `prev`, which this log holds. Entries that are
-    /// already here stay, for a message may be late; the first that differs goes with all that follow
-    /// it (§5.3). False if no leader can have sent that: it is out of order, or would remove what is
-    /// committed.
+    /// already here stay, for a message may be late; the first that differs goes with all that
+    /// follow it (§5.3). False if no leader can have sent that: it is out of order, or would remove
+    /// what is committed.
     pub(crate) fn splice(
         &mut self, mut prev: LogId, runs: Vec<Run<T>>, term: Term, commit: Index,
     ) -> bool {

@@ -42,8 +42,8 @@ impl<T: Clone> Run<T> {
         LogId { term: self.term, index: self.first.saturating_add(len).saturating_sub(1) }
     }
 
-    /// The part from index `from` up to and including `to`, which must overlap the run. Shared if it
-    /// is the whole, copied, which is rare, if not.
+    /// The part from index `from` up to and including `to`, which must overlap the run. Shared if
+    /// it is the whole, copied, which is rare, if not.
     pub fn slice(&self, from: Index, to: Index) -> Run<T> {
         let (first, last) = (from.max(self.first), to.min(self.last().index));
         let part = || self.transitions[first - self.first..=last - self.first].to_vec().into();
@@ -60,15 +60,15 @@ impl<T: Clone> Run<T> {
     }
 }
 
-/// The time at which a leader began a round of messages, by its own clock, which goes on by at least
-/// a nanosecond from round to round. Every answer echoes it.
+/// The time at which a leader began a round of messages, by its own clock, which goes on by at
+/// least a nanosecond from round to round. Every answer echoes it.
 ///
 /// That a quorum has echoed a round means that this leader still led when the round began. Reads,
 /// check-quorum and the lease all ask this one question (thesis §6.2, §6.4).
 pub type Round = Duration;
 
-/// What a follower says of its log: the index up to which it now durably matches the leader's or, if
-/// it lacks what the leader built upon, its latest entry that the leader may hold as well.
+/// What a follower says of its log: the index up to which it now durably matches the leader's or,
+/// if it lacks what the leader built upon, its latest entry that the leader may hold as well.
 pub type Answer = Result<Index, LogId>;
 
 /// What travels through a [`Cluster`]: what replicas say to each other, and what
@@ -124,8 +124,8 @@ impl<T, D> Message<T, D> {
     /// any replica.
     ///
     /// It is refused, with a warning in the log, while an earlier change is underway, before the
-    /// leader has committed an entry of its own term, while it hands its leadership over, or if nobody
-    /// would vote. Who votes need not be named as a learner too.
+    /// leader has committed an entry of its own term, while it hands its leadership over, or if
+    /// nobody would vote. Who votes need not be named as a learner too.
     pub fn change_membership(voters: Vec<ReplicaID>, learners: Vec<ReplicaID>) -> Self {
         let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
         let (learners, outgoing) = (&learners - &voters, BTreeSet::new());

@@ -155,8 +155,8 @@ pub struct Raft<T, D = Vec<u8>> {
     /// election.
     pub deadline: Duration,
     /// Until when a leader counts as alive: then nobody gets a vote, whatever the term, unless that
-    /// leader itself asked for the election (thesis §4.2.3). Its lease counts on it. With leases, so
-    /// does a start: this replica may have heard a leader that it does not remember.
+    /// leader itself asked for the election (thesis §4.2.3). Its lease counts on it. With leases,
+    /// so does a start: this replica may have heard a leader that it does not remember.
     pub(crate) loyal_until: Duration,
     pub(crate) voted_for: Option<ReplicaID>,
     /// What belongs to a candidacy or a leadership, and ends with it.
@@ -253,7 +253,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.send(from, Body::Appended { result, round });
             }
             Body::Appended { result, round } => self.on_appended(from, result, round),
-            // The leader asks for it: no pre-vote, which the others would refuse while they hear it.
+            // The leader asks for it: no pre-vote, which the others would refuse while they hear
+            // it.
             Body::TimeoutNow if self.me.leader == Some(from) && self.may_campaign() => {
                 self.campaign(Role::Candidate, true);
             }
@@ -279,15 +280,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.reads.iter_mut().for_each(|read| read.overdue_at = self.me.now);
     }
 
-    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest, and
-    /// after the messages that have arrived.
+    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest,
+    /// and after the messages that have arrived.
     pub fn tick(&mut self, now: Duration) {
         self.me.now = self.me.now.max(now);
         match self.me.role {
             _ if self.me.now < self.deadline => {}
             Role::Leader => self.on_heartbeat_timeout(),
-            // Even after an election that led to nothing a pre-vote comes next, so that terms do not
-            // rise in vain (thesis §9.6).
+            // Even after an election that led to nothing a pre-vote comes next, so that terms do
+            // not rise in vain (thesis §9.6).
             _ if self.may_campaign() => self.campaign(Role::PreCandidate, false),
             _ => self.reset_election_timer(),
         }
@@ -415,8 +416,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");
     }
 
-    /// Sends a message, in the current term. Everything waits for the save but appends: they promise
-    /// nothing that is not durable, if only the term is (thesis §10.2.1).
+    /// Sends a message, in the current term. Everything waits for the save but appends: they
+    /// promise nothing that is not durable, if only the term is (thesis §10.2.1).
     pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
         let term = self.me.term;
         if to == self.me.id {

@@ -1,9 +1,9 @@
 //! Linearizable reads that put nothing into the log (thesis §6.4).
 //!
 //! A read asks the leader for a *read index*: an index at or above everything that was committed
-//! when the read came. The leader gives it once it is sure that it still led at that moment, because
-//! a quorum has echoed a round that began later, or because its lease has not run out. The read is
-//! ready, wherever it was asked, when that index is applied there.
+//! when the read came. The leader gives it once it is sure that it still led at that moment,
+//! because a quorum has echoed a round that began later, or because its lease has not run out. The
+//! read is ready, wherever it was asked, when that index is applied there.
 
 use crate::*;
 
@@ -19,8 +19,8 @@ pub(crate) struct Read {
 }
 
 impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
-    /// Asks for a linearizable read at time `now`, which must not lie before the read was asked for.
-    /// Returns the ticket under which [`take_reads`](Self::take_reads) answers it.
+    /// Asks for a linearizable read at time `now`, which must not lie before the read was asked
+    /// for. Returns the ticket under which [`take_reads`](Self::take_reads) answers it.
     pub fn read(&mut self, now: Duration) -> u64 {
         self.me.now = self.me.now.max(now);
         let (ticket, greatest) = (self.random.random(), self.config.election_timeout_range.1);
@@ -48,8 +48,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// it has its lease, there is no round to wait for.
     pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
         if self.me.role == Role::Leader {
-            // All that was committed in earlier terms lies before the leader's no-op, so before that
-            // is committed its index serves (thesis §6.4, step 1).
+            // All that was committed in earlier terms lies before the leader's no-op, so before
+            // that is committed its index serves (thesis §6.4, step 1).
             let index = self.me.commit.max(self.leading.first);
             let round = if self.has_lease() { Round::ZERO } else { self.begin_round() };
             self.leading.questions.push((from, context, index, round));

@@ -137,8 +137,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         Ok(raft)
     }
 
-    /// Waits for something to do, and takes in all that has come: messages, time, transitions, reads.
-    /// False if it is time to halt.
+    /// Waits for something to do, and takes in all that has come: messages, time, transitions,
+    /// reads. False if it is time to halt.
     fn take_inputs(&mut self, raft: &mut Raft<T, D>, wakeups: &mut Wakeups) -> io::Result<bool> {
         let now = self.began.elapsed();
         let wake_at = if raft.committed().is_empty() { raft.deadline } else { now };
@@ -189,7 +189,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         for (transition, reason) in outputs.abandoned {
             state_machine.register_transition_state(transition.get_id(), Abandoned(reason));
         }
-        // No longer than heartbeats can wait; a look at the clock costs as much as a small transition.
+        // No longer than heartbeats can wait; a look at the clock costs as much as a small
+        // transition.
         let (began, limit) = (Instant::now(), self.config.heartbeat_timeout / 4);
         let late = |n: usize| (n.is_power_of_two() || n % 64 == 63) && began.elapsed() > limit;
         let slice = raft.committed().iter().zip(0..).take_while(|(_, n)| !late(*n));

@@ -26,7 +26,8 @@ pub struct Progress {
     pub next: Index,
     /// What the leader is doing about the peer.
     pub activity: Activity,
-    /// The latest round that it has echoed, zero for none: then, by the leader's clock, it was alive.
+    /// The latest round that it has echoed, zero for none: then, by the leader's clock, it was
+    /// alive.
     pub heard: Round,
     /// Answers to earlier rounds say nothing about where its log is now.
     pub since: Round,
@@ -70,8 +71,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.log.append(run);
     }
 
-    /// Keeps track of everybody in a configuration that is in force or not yet left for good, and of
-    /// nobody else.
+    /// Keeps track of everybody in a configuration that is in force or not yet left for good, and
+    /// of nobody else.
     pub(crate) fn watch_members(&mut self) {
         let configurations = self.log.memberships_from(self.me.commit).iter();
         let members: BTreeSet<_> = configurations.flat_map(|(_, it)| it.members()).collect();
@@ -126,9 +127,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// Everybody has just been told how far the log is committed. If that includes the configuration,
-    /// a joint one is followed by the next, whoever began it (§6); from another, who is not in it is
-    /// let go, be it this leader.
+    /// Everybody has just been told how far the log is committed. If that includes the
+    /// configuration, a joint one is followed by the next, whoever began it (§6); from another, who
+    /// is not in it is let go, be it this leader.
     fn settle_membership(&mut self) {
         let (since, membership) = self.log.membership().clone();
         let settled = self.leading.first.max(since) <= self.me.commit;
@@ -160,8 +161,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// Sends a snapshot to a peer that needs entries which are compacted (§7). As long as it answers
-    /// that it lacks them it gets another, after ever longer times until it has caught up.
+    /// Sends a snapshot to a peer that needs entries which are compacted (§7). As long as it
+    /// answers that it lacks them it gets another, after ever longer times until it has caught up.
     fn send_snapshot(&mut self, to: ReplicaID) {
         let (least, round) = (self.config.election_timeout_range.1, self.leading.round);
         let receiver = self.me.peers.get_mut(&to);
@@ -174,8 +175,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.send(to, Body::InstallSnapshot { snapshot, membership, round });
     }
 
-    /// Takes note of a peer's answer to a round of this leadership. From before it became a peer, or
-    /// before the leader went back for it, an answer says nothing.
+    /// Takes note of a peer's answer to a round of this leadership. From before it became a peer,
+    /// or before the leader went back for it, an answer says nothing.
     pub(crate) fn on_appended(&mut self, from: ReplicaID, result: Answer, round: Round) {
         let (last, base) = (self.log.last().index, self.log.base);
         let rounds = |it: &Progress| it.since..=self.leading.round;

@@ -23,8 +23,9 @@ pub trait StateMachineTransition: Clone + Debug {
 
 /// How far a transition has come.
 ///
-/// Where it was proposed a transition is `Queued` once and then ends once: `Applied` or `Abandoned`.
-/// Every replica, the proposing one included, registers `Committed` and `Applied` as it applies.
+/// Where it was proposed a transition is `Queued` once and then ends once: `Applied` or
+/// `Abandoned`. Every replica, the proposing one included, registers `Committed` and `Applied` as
+/// it applies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TransitionState {
     /// The leader has appended the transition to its log; it may still be lost.

@@ -16,8 +16,8 @@ pub trait Storage<T, D = Vec<u8>>: Send {
     /// so and not return the rest.
     fn load(&mut self) -> io::Result<Change<T, D>>;
 
-    /// Makes a change durable before it returns: the whole of it or, in a crash, nothing. Its fields
-    /// say what it means, and `append` of the package `little_raft_sim` does it in memory.
+    /// Makes a change durable before it returns: the whole of it or, in a crash, nothing. Its
+    /// fields say what it means, and `append` of the package `little_raft_sim` does it in memory.
     ///
     /// # Errors
     /// Any failure, after which what is durable may be the state before or after the change.
@@ -40,7 +40,8 @@ pub struct Change<T, D = Vec<u8>> {
     pub runs: Vec<Run<T>>,
     /// Replaces the snapshot.
     pub snapshot: Option<Snapshot<D>>,
-    /// Replaces the configuration that held at the snapshot's end or, without one, at the beginning.
+    /// Replaces the configuration that held at the snapshot's end or, without one, at the
+    /// beginning.
     pub membership: Option<Membership>,
 }
 
