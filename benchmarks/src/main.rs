@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use crate::options::{Action, Run};
 use crate::report::Report;
 use crate::scenario::Scenario;
-use crate::studies::{failover, growth, instructions};
+use crate::studies::{failover, growth, instructions, memory};
 use crate::systems::System;
 
 fn main() -> ExitCode {
@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         Ok(Action::Instructions { is_update }) => instructions::report(is_update),
         Ok(Action::Growth) => growth::report(),
         Ok(Action::Failover) => failover::report(),
+        Ok(Action::Memory { commands }) => memory::report(commands),
+        Ok(Action::Saturate { outstanding, commands }) => memory::run_here(outstanding, commands),
         Ok(Action::Count { system, batch, commands }) => {
             instructions::run_here(&system, batch, commands)
         }

@@ -5,7 +5,7 @@ use crate::systems::System;
 
 pub const USAGE: &str = "\
 Usage: cargo run --release -- [FILTER...] [--runs N] [--seconds S] [--quick] [--list]
-       cargo run --release -- instructions [--update] | growth | failover
+       cargo run --release -- instructions [--update] | growth | failover | memory
 
 Measures Little Raft, its peers and the limits beside each other, prints tables, and writes
 latest.json, latest.md and pictures into the folder `results`.
@@ -22,6 +22,8 @@ instructions Counts instructions per command, by valgrind, and holds Little Raft
              instructions-budget.json, or makes them the budget with --update
 growth       What more replicas, a longer log and a slow follower cost
 failover     How long a cluster is without a leader after it lost one, in virtual time
+memory       What replicas in threads hold in memory while they apply 100 million commands; another
+             number may follow
 ";
 
 pub enum Action {
@@ -33,6 +35,14 @@ pub enum Action {
     },
     Growth,
     Failover,
+    Memory {
+        commands: u64,
+    },
+    /// Hidden: the run that memory watches.
+    Saturate {
+        outstanding: u64,
+        commands: u64,
+    },
     /// Hidden: the run whose instructions valgrind counts.
     Count {
         system: String,
@@ -55,6 +65,8 @@ pub struct Run {
 
 pub const MEASURE: &str = "measure-in-this-process";
 
+pub const SATURATE: &str = "saturate-in-this-process";
+
 pub const COUNT: &str = "count-in-this-process";
 
 pub fn parse(arguments: &[String]) -> Result<Action, String> {
@@ -64,6 +76,15 @@ pub fn parse(arguments: &[String]) -> Result<Action, String> {
         ["instructions", "--update"] => Ok(Action::Instructions { is_update: true }),
         ["growth"] => Ok(Action::Growth),
         ["failover"] => Ok(Action::Failover),
+        ["memory"] => Ok(Action::Memory { commands: 100_000_000 }),
+        ["memory", _] => {
+            Ok(Action::Memory { commands: number("the number of commands", arguments.last())? })
+        }
+        [SATURATE, _, _] => {
+            let outstanding = number("the number outstanding", arguments.get(1))?;
+            let commands = number("the number of commands", arguments.get(2))?;
+            Ok(Action::Saturate { outstanding, commands })
+        }
         [MEASURE, system, scenario, _] => {
             let seconds = number("the number of seconds", arguments.last())?;
             let (system, scenario) = (system.to_string(), scenario.to_string());

@@ -1,4 +1,4 @@
-//! Bar charts as SVG, with colours that are legible on a dark and on a light page.
+//! Bar charts and curves as SVG, with colours that are legible on a dark and on a light page.
 
 use std::fmt::Write;
 
@@ -10,6 +10,8 @@ const WIDTH: f64 = 760.0;
 const LABEL: f64 = 150.0;
 const FIGURE: f64 = 70.0;
 const LINE: f64 = 20.0;
+/// Where the curves begin, below the heading and before their names.
+const CURVES_FROM: f64 = 8.0 + LINE;
 const TEXT: &str = "#7d8590";
 const LIMIT: &str = "#8b949e";
 const LIBRARY: &str = "#3b82f6";
@@ -57,6 +59,43 @@ fn draw(
         }
     }
     Some((format!("{prefix}{place}-{payload}.svg"), canvas.finish()))
+}
+
+/// Curves over one pair of axes, both from zero.
+pub fn curves(title: &str, curves: &[(String, Vec<(f64, f64)>)]) -> String {
+    const HEIGHT: f64 = 220.0;
+    let mut canvas = Canvas::new();
+    canvas.heading(title);
+    let points = || curves.iter().flat_map(|(_, points)| points);
+    let right = points().map(|(x, _)| *x).fold(1e-9, f64::max);
+    let top = points().map(|(_, y)| *y).fold(1e-9, f64::max);
+    for ((name, points), colour) in curves.iter().zip([OURS, LIBRARY, LIMIT].iter().cycle()) {
+        canvas.text(FIGURE, &format!("fill=\"{colour}\" font-weight=\"bold\""), name);
+        canvas.y += LINE;
+        let place = |(x, y): &(f64, f64)| {
+            let (x, y) = (x / right * (WIDTH - 2.0 * FIGURE), (1.0 - y / top) * HEIGHT);
+            format!("{:.1},{y:.1}", FIGURE + x)
+        };
+        let path = points.iter().map(place).collect::<Vec<_>>().join(" ");
+        let _ = writeln!(
+            canvas.body,
+            "<polyline transform=\"translate(0 {:.0})\" points=\"{path}\" fill=\"none\" \
+             stroke=\"{colour}\" stroke-width=\"1.5\"/>",
+            CURVES_FROM + LINE * curves.len() as f64
+        );
+    }
+    for (share, y) in [(1.0, 0.0), (0.5, HEIGHT / 2.0), (0.0, HEIGHT)] {
+        let below = y - LINE / 2.0;
+        canvas.y += below;
+        let label = format!("{:.0}", top * share);
+        canvas.text(FIGURE - 8.0, "text-anchor=\"end\"", &label);
+        canvas.y -= below;
+    }
+    canvas.y += HEIGHT + LINE / 2.0;
+    canvas.text(FIGURE, "", "0");
+    canvas.text(WIDTH - FIGURE, "text-anchor=\"end\"", &format!("{right:.1}"));
+    canvas.y += LINE;
+    canvas.finish()
 }
 
 /// A logarithmic scale, because the systems differ by orders of magnitude.

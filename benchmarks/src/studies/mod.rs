@@ -4,6 +4,7 @@
 pub mod failover;
 pub mod growth;
 pub mod instructions;
+pub mod memory;
 
 use std::fs;
 use std::path::{Path, PathBuf};
