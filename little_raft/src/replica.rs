@@ -2,7 +2,6 @@
 
 use crate::{TransitionState::*, *};
 use crossbeam_channel::{Receiver, Select, Sender, bounded, never};
-use std::{sync::MutexGuard, time::SystemTime};
 use timer::{Guard, Timer};
 
 /// Identifies a replica in its cluster.
@@ -20,6 +19,8 @@ pub struct Replica<S, T: StateMachineTransition, C, D = Vec<u8>> {
     began: Instant,
     /// The reads underway, by the ticket under which they were asked together.
     reads: HashMap<u64, Vec<T::TransitionID>>,
+    /// Which of the channels had a notification that is not served yet.
+    due: [bool; 3],
     /// The leader of which the cluster was told last.
     leader: Option<ReplicaID>,
 }
@@ -45,8 +46,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         let others = Config { seed: rand::random(), ..Config::default() };
         let config = Config { id, peer_ids, heartbeat_timeout, election_timeout_range, ..others };
         let (noop, began, storage) = (noop_transition, Instant::now(), None);
-        let (raft, reads, leader) = (Some(None), HashMap::new(), None);
-        Replica { config, noop, began, cluster, state_machine, storage, raft, reads, leader }
+        let (raft, reads, due, leader) = (Some(None), HashMap::new(), [false; 3], None);
+        Replica { config, noop, began, cluster, state_machine, storage, raft, reads, due, leader }
     }
 
     /// Keeps term, vote, log and snapshots in a storage, so that the replica may come back.
@@ -100,8 +101,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
             None => return Err(io::Error::other("this replica has failed before, make a new one")),
         };
         let (wake, recv_timer) = bounded(1);
-        let (channels, due) = ([recv_msg, recv_transition, recv_timer], [false; 3]);
-        let mut wakeups = Wakeups { channels, due, timer: Timer::new(), wake, armed: None };
+        let channels = [recv_msg, recv_transition, recv_timer];
+        let mut wakeups = Wakeups { channels, timer: Timer::new(), wake, armed: None };
         while self.take_inputs(&mut raft, &mut wakeups)? {
             let mut outputs = raft.outputs();
             self.tell(&mut outputs.appends, outputs.status.take())?;
@@ -131,8 +132,7 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
             saved.compacted = seed.map_or(saved.compacted, Snapshot::last);
             saved.term = saved.term.max(saved.compacted.term);
         }
-        let now = self.began.elapsed();
-        let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, now)?;
+        let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, self.began.elapsed())?;
         restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
         Ok(raft)
     }
@@ -147,13 +147,14 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         if cluster.halt() {
             return Ok(false);
         }
-        let messages = if take(&mut wakeups.due[0]) { cluster.receive_messages() } else { vec![] };
+        wakeups.take_tokens(&mut self.due);
+        let messages = if take(&mut self.due[0]) { cluster.receive_messages() } else { vec![] };
         drop(cluster);
         let now = self.began.elapsed();
         messages.into_iter().for_each(|message| raft.step(now, message));
         raft.tick(now);
-        if wakeups.due[1] && raft.wants_transitions() {
-            wakeups.due[1] = false;
+        if self.due[1] && raft.wants_transitions() {
+            self.due[1] = false;
             let mut state_machine = lock(&self.state_machine)?;
             raft.propose(state_machine.get_pending_transitions());
             let reads = state_machine.get_pending_reads();
@@ -199,8 +200,7 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
             state_machine.apply_transition(transition.clone());
             state_machine.register_transition_state(transition.get_id(), Applied);
         });
-        let count = applied.count();
-        raft.applied(count);
+        raft.applied(applied.count());
         for (ticket, state) in raft.take_reads() {
             for read_id in self.reads.remove(&ticket).into_iter().flatten() {
                 state_machine.register_read_state(read_id, state);
@@ -214,7 +214,7 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
 }
 
 /// Locks one of the user's mutexes. A poisoned one guards something half done.
-fn lock<M>(mutex: &Mutex<M>) -> io::Result<MutexGuard<'_, M>> {
+fn lock<M>(mutex: &Mutex<M>) -> io::Result<std::sync::MutexGuard<'_, M>> {
     let poisoned = "a thread has panicked while it held a replica's mutex";
     mutex.lock().map_err(|_| io::Error::other(poisoned))
 }
@@ -222,8 +222,6 @@ fn lock<M>(mutex: &Mutex<M>) -> io::Result<MutexGuard<'_, M>> {
 /// What wakes the loop: the user's two channels, and the timer's.
 struct Wakeups {
     channels: [Receiver<()>; 3],
-    /// Which of them had a notification that is not served yet.
-    due: [bool; 3],
     timer: Timer,
     wake: Sender<()>,
     /// When the timer is going to wake the loop, and what cancels that if dropped.
@@ -232,15 +230,19 @@ struct Wakeups {
 
 impl Wakeups {
     /// Waits for a notification until `wake_at`, though no longer than `longest`, because the timer
-    /// follows the wall clock, which may be set back. Takes all there are: they are tokens, not
-    /// counts.
+    /// follows the wall clock, which may be set back.
     fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
         self.arm(now, wake_at);
         let mut select = Select::new();
         self.channels.iter().for_each(|channel| _ = select.recv(channel));
-        // Which of them is ready shows below.
+        // Which of them is ready shows when their tokens are taken.
         let _ = select.ready_timeout(if wake_at > now { longest } else { Duration::ZERO });
-        for (channel, due) in self.channels.iter_mut().zip(&mut self.due) {
+    }
+
+    /// Takes all notifications there are: they are tokens, not counts. Not before it is certain that
+    /// this turn will serve them: at a halt they stay for the next start.
+    fn take_tokens(&mut self, due: &mut [bool; 3]) {
+        for (channel, due) in self.channels.iter_mut().zip(due) {
             for _ in 0..channel.len().max(1) {
                 match channel.try_recv() {
                     Err(error) if error.is_disconnected() => *channel = never(),
@@ -260,8 +262,7 @@ impl Wakeups {
             // The type of a date is chrono's, which `timer` does not name for us: its default value
             // is the Unix epoch, and a `Duration` can be added to it.
             let epoch = default_argument(&schedule).to_utc();
-            let today =
-                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let today = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             let wait = (wake_at - now).min(Duration::from_secs(3600));
             self.armed = Some((wake_at, schedule(epoch + today + wait)));
         }
