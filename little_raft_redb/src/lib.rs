@@ -27,13 +27,14 @@ mod store;
 
 pub use format::Recovery;
 pub use inspect::{Inspection, inspect, recover};
+pub use redb::StorageBackend;
 
 use crate::error::{REMEDY, guarded};
 use crate::format::Identity;
-use crate::marker::Stage;
-use crate::store::Store;
+use crate::store::{Disk, Store};
 use little_raft::{Change, ReplicaID, Storage};
 use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
 use std::io::{self, Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -54,6 +55,7 @@ pub struct Options {
     identity: Identity,
     existing: bool,
     accept_loss: bool,
+    disk: Option<Disk>,
     /// Which directory it is, for errors.
     path: PathBuf,
 }
@@ -78,6 +80,18 @@ impl Options {
     /// id.
     pub fn existing(mut self) -> Self {
         self.existing = true;
+        self
+    }
+
+    /// Has the database read and write its file through something of yours, which gets the open
+    /// file.
+    ///
+    /// For tests: writes that fail, tear, or get lost with the power. What it returns must keep the
+    /// promises of [`StorageBackend`]; the file itself is locked already.
+    pub fn through<B: StorageBackend>(
+        mut self, backend: impl Fn(File) -> B + Send + Sync + 'static,
+    ) -> Self {
+        self.disk = Some(Disk::new(backend));
         self
     }
 
@@ -162,11 +176,8 @@ where
     fn save(&mut self, change: Change<T, D>) -> io::Result<()> {
         self.attempt(|store| {
             let (database, state) = (&store.database, &store.state);
-            store.state = guarded(&store.file, || log_table::save(database, state, &change))?;
-            store.mark(Stage::Open).map_err(|error| {
-                let file = store.directory.join("acknowledged");
-                Error::new(error.kind(), format!("{}: {error}; check the disk", file.display()))
-            })
+            let state = guarded(&store.file, || log_table::save(database, state, &change))?;
+            store.saved(state)
         })
     }
 }

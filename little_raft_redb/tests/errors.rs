@@ -147,6 +147,76 @@ fn a_failed_write_is_final_and_loses_nothing() {
     all_saves_are_there(directory.path(), saves);
 }
 
+/// Not a test: opens the directory it is told, and says how that went.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn open_and_say() {
+    let Ok(directory) = std::env::var("LITTLE_RAFT_REDB_DIRECTORY") else { return };
+    match load(Path::new(&directory)) {
+        Ok(_) => println!("opened"),
+        Err(error) => println!("refused: {:?}: {error}", error.kind()),
+    }
+}
+
+/// Says that something could not be tried, to whoever runs the tests, whether they pass or not.
+#[cfg(unix)]
+fn skipped(why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+/// What an ordinary user is told about a directory. Root, whom permissions do not stop, has
+/// somebody else try it; nothing if it cannot.
+#[cfg(unix)]
+fn told_to_an_ordinary_user(directory: &Path, may_do_everything: bool) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let program = std::env::current_exe().expect("this program");
+    let anybody = |path: &Path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+    };
+    let copies = tempfile::tempdir().expect("a directory");
+    let mut process = Process::new(&program);
+    if may_do_everything {
+        // The program may lie where nobody else can read it.
+        let copy = copies.path().join("program");
+        fs::copy(program, &copy).expect("copied");
+        [copies.path(), &copy].into_iter().for_each(anybody);
+        process = Process::new("setpriv");
+        process.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
+    }
+    process.args(["--exact", "open_and_say", "--ignored", "--nocapture"]);
+    let output = process.env("LITTLE_RAFT_REDB_DIRECTORY", directory).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (text.contains("opened") || text.contains("refused")).then_some(text)
+}
+
+#[cfg(unix)]
+#[test]
+fn files_without_permissions_are_an_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    let set = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    };
+    furnish(&mut RedbStorage::open(path).expect("opened"));
+    set(path, 0o777);
+    let mut all = false;
+    for (denied, other) in [("replica.redb", "acknowledged"), ("acknowledged", "replica.redb")] {
+        set(&path.join(denied), 0o444);
+        set(&path.join(other), 0o666);
+        all = fs::OpenOptions::new().write(true).open(path.join(denied)).is_ok();
+        let Some(told) = told_to_an_ordinary_user(path, all) else {
+            return skipped("permissions mean nothing to this user, and setpriv is not there");
+        };
+        assert!(told.contains("refused: PermissionDenied"), "{told}");
+        assert!(told.contains(denied) && told.contains("the right to read and write"), "{told}");
+    }
+    set(&path.join("acknowledged"), 0o666);
+    let told = told_to_an_ordinary_user(path, all).expect("it could be tried before");
+    assert!(told.contains("opened"), "it is the permissions that were missing: {told}");
+}
+
 /// A disk of two megabytes, until it is dropped.
 #[cfg(target_os = "linux")]
 struct SmallDisk(tempfile::TempDir);
@@ -158,7 +228,7 @@ impl SmallDisk {
         let mut process = Process::new("mount");
         process.args(["-t", "tmpfs", "-o", "size=2m", "none"]).arg(directory.path());
         let is_there = process.output().is_ok_and(|output| output.status.success());
-        is_there.then_some(SmallDisk(directory))
+        is_there.then(|| SmallDisk(directory))
     }
 
     fn grow(&self) {
@@ -180,8 +250,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_final_and_loses_nothing() {
     let Some(disk) = SmallDisk::mount() else {
-        println!("SKIPPED: this user may not mount a small disk");
-        return;
+        return skipped("this user may not mount a small disk");
     };
     let path = disk.0.path();
     let (saves, error) = fail(path, "true");

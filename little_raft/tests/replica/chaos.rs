@@ -112,7 +112,8 @@ impl Storm {
 }
 
 /// What must hold of every state machine there ever was, if this is what all have in the end.
-fn check(storm: &Storm, written: &[usize]) {
+/// Returns how many reads were answered.
+fn check(storm: &Storm, written: &[usize]) -> usize {
     let mut once = BTreeSet::new();
     let writes = written.iter().filter(|id| **id != NOOP);
     assert!(writes.copied().all(|id| once.insert(id)), "nothing is written twice");
@@ -146,28 +147,59 @@ fn check(storm: &Storm, written: &[usize]) {
         let unended: Vec<_> = queued.difference(&ended).collect();
         assert!(!lives || unended.is_empty(), "{unended:?} are queued and never end");
     }
-    assert!(ready > 0, "no read was answered, so none was checked");
-    assert!(written.len() > 20, "too little was written to tell anything");
+    ready
 }
 
-fn weather_a_storm(count: usize, snapshot_delta: usize, seed: u64) {
+/// Returns how much was written, and how many reads were answered.
+fn weather_a_storm(count: usize, snapshot_delta: usize, seed: u64) -> (usize, usize) {
     let mut storm = Storm::new(count, snapshot_delta, seed);
     storm.rage(9);
     let written = storm.calm_down();
-    check(&storm, &written);
+    (written.len(), check(&storm, &written))
+}
+
+fn has_told_something((written, ready): (usize, usize)) {
+    assert!(ready > 0, "no read was answered, so none was checked");
+    assert!(written > 20, "too little was written to tell anything");
 }
 
 #[test]
 fn three_replicas_keep_one_order_in_a_storm() {
-    weather_a_storm(3, 0, 31);
+    has_told_something(weather_a_storm(3, 0, 31));
 }
 
 #[test]
 fn five_replicas_keep_one_order_in_a_storm() {
-    weather_a_storm(5, 20, 52);
+    has_told_something(weather_a_storm(5, 20, 52));
 }
 
 #[test]
 fn five_replicas_keep_one_order_in_a_storm_with_a_snapshot_of_every_transition() {
-    weather_a_storm(5, 1, 53);
+    has_told_something(weather_a_storm(5, 1, 53));
+}
+
+/// Storm after storm, each of other replicas and another seed, for five minutes or as many seconds
+/// as the environment says:
+///
+/// ```text
+/// LITTLE_RAFT_SOAK=3600 cargo test -p little_raft --test replica soak -- --ignored --nocapture
+/// ```
+#[test]
+#[ignore = "takes minutes"]
+fn soak() {
+    let variable = |name| std::env::var(name).ok().map(|it| it.parse().expect("a number"));
+    let lasts = Duration::from_secs(variable("LITTLE_RAFT_SOAK").unwrap_or(300));
+    let (began, mut storms, mut written, mut ready) = (Instant::now(), 0, 0, 0);
+    let seed = variable("LITTLE_RAFT_SOAK_SEED").unwrap_or_else(rand::random);
+    let mut random = StdRng::seed_from_u64(seed);
+    while began.elapsed() < lasts {
+        let count = *[1, 2, 3, 4, 5].choose(&mut random).expect("there are some");
+        let snapshot_delta = *[0, 1, 7, 20, 100].choose(&mut random).expect("there are some");
+        let storm = random.random();
+        println!("{count} replicas, a snapshot every {snapshot_delta} entries, seed {storm}");
+        let (more_written, more_ready) = weather_a_storm(count, snapshot_delta, storm);
+        (storms, written, ready) = (storms + 1, written + more_written, ready + more_ready);
+    }
+    println!("{storms} storms, {written} written, {ready} reads, in {:?}", began.elapsed());
+    has_told_something((written, ready));
 }

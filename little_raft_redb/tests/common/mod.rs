@@ -109,6 +109,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 }
 
 /// Numbers that look random and are the same in every run.
+#[derive(Debug)]
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
