@@ -78,6 +78,26 @@ counters! {
     reads_abandoned
     /// Saves that failed.
     failed_saves
+    /// Those in which power was lost at some byte.
+    torn_saves
+    /// Those in which power was lost with sectors written in any order.
+    reordered_saves
+    /// Those that failed once and had written nothing.
+    refused_saves
+    /// Those that failed although everything was written.
+    unsure_saves
+    /// Those for which there was no space.
+    full_disks
+    /// Changes that were there after their save had failed.
+    failed_saves_kept
+    /// Changes that were not there after their save had failed.
+    failed_saves_lost
+    /// Saves that took long.
+    stalled_saves
+    /// Saves that would never have ended.
+    endless_saves
+    /// Starts that were refused because of a flipped bit.
+    refused_starts
     /// Crashes before a turn's change was saved.
     crashes_before_save
     /// Crashes in a save, after which the change turned out to be lost.
@@ -98,6 +118,8 @@ counters! {
     jumps
     /// Runs that ended with standing faults.
     standing
+    /// Histories that took too long to be decided. Nothing is known of them.
+    undecided
 }
 
 impl fmt::Display for Counters {

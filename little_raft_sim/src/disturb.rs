@@ -1,6 +1,7 @@
 //! What users do to a cluster, and what the world does to it.
 
-use crate::clock::nanos;
+use crate::clock::{Time, nanos};
+use crate::laws::Broken;
 use crate::simulation::{CrashPoint, Event, Simulation, note};
 use crate::subject::Subject;
 use little_raft::{Message, ReplicaID};
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 impl<S: Subject> Simulation<S> {
     pub(crate) fn schedule_disturbances(&mut self) {
-        use Event::{Break, ChangeMembership, Client, Crash, Cut, Jump, Pause, Transfer};
-        for event in [Client, Crash, Break, Cut, Pause, Jump, ChangeMembership, Transfer] {
+        use Event::{Break, ChangeMembership, Client, Crash, Cut, Jump, Pause, Stall, Transfer};
+        for event in [Client, Crash, Break, Stall, Cut, Pause, Jump, ChangeMembership, Transfer] {
             self.schedule_next(event);
         }
     }
@@ -21,6 +22,7 @@ impl<S: Subject> Simulation<S> {
             Event::Client => Some(self.faults.clients),
             Event::Crash => self.faults.crashes,
             Event::Break => self.faults.disk_errors,
+            Event::Stall => self.faults.stalls,
             Event::Cut => self.faults.cuts,
             Event::Pause => self.faults.pauses,
             Event::Jump => self.faults.jumps,
@@ -34,11 +36,19 @@ impl<S: Subject> Simulation<S> {
         }
     }
 
-    pub(crate) fn disturb(&mut self, event: Event) {
+    pub(crate) fn disturb(&mut self, event: Event) -> Result<(), Broken> {
+        self.act(event)?;
+        self.schedule_next(event);
+        Ok(())
+    }
+
+    /// Does what users or the world do, once.
+    pub(crate) fn act(&mut self, event: Event) -> Result<(), Broken> {
         match event {
             Event::Client => self.act_as_client(),
-            Event::Crash => self.doom(),
+            Event::Crash => self.doom()?,
             Event::Break => self.break_disk(),
+            Event::Stall => self.stall(),
             Event::Cut => self.cut(),
             Event::Pause => self.pause(),
             Event::Jump => self.jump(),
@@ -46,7 +56,7 @@ impl<S: Subject> Simulation<S> {
             Event::Transfer => self.transfer(),
             _ => {}
         }
-        self.schedule_next(event);
+        Ok(())
     }
 
     fn any_replica(&mut self) -> ReplicaID {
@@ -73,7 +83,7 @@ impl<S: Subject> Simulation<S> {
         }
     }
 
-    fn doom(&mut self) {
+    fn doom(&mut self) -> Result<(), Broken> {
         use CrashPoint::{AfterAppends, AfterSave, AfterTurn, AmongMessages, Applying};
         use CrashPoint::{BeforeOutputs, InSave};
         let points =
@@ -82,12 +92,40 @@ impl<S: Subject> Simulation<S> {
         let ids = if all { (0..self.nodes.len()).collect() } else { vec![self.likely_leader()] };
         for id in ids {
             self.nodes[id].crash = points.choose(&mut self.random).copied();
+            self.kill_in_save(id)?;
         }
+        Ok(())
+    }
+
+    /// A replica that waits for its disk is killed there, rather than in its next turn.
+    fn kill_in_save(&mut self, id: ReplicaID) -> Result<(), Broken> {
+        let node = &mut self.nodes[id];
+        if let Some(mut life) = node.life.take_if(|life| life.unfinished.is_some())
+            && let Some((mut outputs, _)) = life.unfinished.take()
+        {
+            node.crash = None;
+            self.save(id, &mut life, &mut outputs, Some(CrashPoint::InSave))?;
+            self.scripted(|script, now| script.end_turn(id, now));
+            self.die(id, life, "in a save that does not end");
+        }
+        Ok(())
     }
 
     fn break_disk(&mut self) {
         let id = self.likely_leader();
-        self.nodes[id].breaks = self.subject.break_storage(id, &mut self.random);
+        if let Some(fault) = self.faults.disk_faults.choose(&mut self.random).copied()
+            && self.subject.break_storage(id, fault)
+        {
+            self.nodes[id].breaks = Some(fault);
+        }
+    }
+
+    fn stall(&mut self) {
+        let id = self.likely_leader();
+        let endless = self.random.random_ratio(1, 4);
+        let long = 4 * self.election_timeout();
+        let time = if endless { Time::MAX } else { self.random.random_range(0..long) };
+        self.nodes[id].stall = Some(time);
     }
 
     fn cut(&mut self) {
@@ -96,11 +134,12 @@ impl<S: Subject> Simulation<S> {
         if self.random.random_ratio(1, 3) {
             note!(self, "all links heal");
             self.network.heal();
+            self.scripted(|script, now| script.say(now, "heal".into()));
         } else if self.random.random_ratio(1, 3) {
             let (from, to) = (self.likely_leader(), self.any_replica());
             let one_way = self.faults.one_way_cuts && self.random.random();
             note!(self, "cut {from} -> {to} one way: {one_way}");
-            self.network.cut(from, to, one_way);
+            self.cut_link(from, to, one_way);
         } else {
             let alone = self.random.random_ratio(1, 2).then(|| self.likely_leader());
             let side: Vec<bool> = (0..replicas)
@@ -111,10 +150,16 @@ impl<S: Subject> Simulation<S> {
             for (from, to) in (0..replicas).flat_map(|from| (0..replicas).map(move |to| (from, to)))
             {
                 if side[from] && !side[to] {
-                    self.network.cut(from, to, one_way);
+                    self.cut_link(from, to, one_way);
                 }
             }
         }
+    }
+
+    pub(crate) fn cut_link(&mut self, from: ReplicaID, to: ReplicaID, one_way: bool) {
+        self.network.cut(from, to, one_way);
+        let link = if one_way { "->" } else { "-" };
+        self.scripted(|script, now| script.say(now, format!("cut {from}{link}{to}")));
     }
 
     fn pause(&mut self) {
@@ -122,7 +167,9 @@ impl<S: Subject> Simulation<S> {
         let time = self.random.random_range(0..4 * self.election_timeout());
         note!(self, "{id} pauses for {:?}", Duration::from_nanos(time));
         self.counters.pauses += 1;
-        self.nodes[id].paused_until = self.now + time;
+        // One that waits for its disk goes on waiting.
+        let node = &mut self.nodes[id];
+        node.paused_until = node.paused_until.max(self.now + time);
     }
 
     fn jump(&mut self) {
@@ -133,6 +180,8 @@ impl<S: Subject> Simulation<S> {
         note!(self, "the clock of {id} jumps ahead by {:?}", Duration::from_nanos(ahead));
         self.counters.jumps += 1;
         self.nodes[id].clock.change(self.now, Duration::from_nanos(ahead), rate);
+        let ahead = ahead / 1_000_000;
+        self.scripted(|script, now| script.say(now, format!("advance {id} {ahead}")));
         self.wake_at(id, self.now);
     }
 

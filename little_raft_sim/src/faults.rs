@@ -1,7 +1,7 @@
 //! Which faults a run has: drawn anew for every seed, so that each run has some of them in strength
 //! rather than all of them a little (swarm testing).
 
-use crate::Random;
+use crate::{DiskFault, Random};
 use rand::RngExt;
 use std::time::Duration;
 
@@ -34,8 +34,14 @@ pub struct Faults {
     pub crashes: Option<Duration>,
     /// How long a crashed replica is down, on average.
     pub downtime: Duration,
-    /// Saves that fail, for once or for lack of space.
+    /// Saves that fail.
     pub disk_errors: Option<Duration>,
+    /// The ways in which they fail; one of them is chosen each time.
+    pub disk_faults: Vec<DiskFault>,
+    /// Saves that take long, or never end.
+    pub stalls: Option<Duration>,
+    /// Starts that find a flipped bit in what was saved.
+    pub rot: PerMillion,
     pub cuts: Option<Duration>,
     pub one_way_cuts: bool,
     pub pauses: Option<Duration>,
@@ -76,6 +82,9 @@ impl Faults {
             crashes: None,
             downtime: milliseconds(500),
             disk_errors: None,
+            disk_faults: Vec::new(),
+            stalls: None,
+            rot: 0,
             cuts: None,
             one_way_cuts: false,
             pauses: None,
@@ -143,7 +152,7 @@ impl Faults {
     fn draw_replicas(&mut self, random: &mut Random) {
         self.crashes = every(random, 2, 3, 100..3_000);
         self.downtime = Duration::from_millis(random.random_range(1..1_500));
-        self.disk_errors = every(random, 1, 3, 200..4_000);
+        self.draw_disks(random);
         self.pauses = every(random, 1, 3, 200..3_000);
         match self.max_clock_drift {
             // Within the bound that leases count on: one clock faster, one slower, for a timeout.
@@ -158,6 +167,25 @@ impl Faults {
                     if random.random_ratio(1, 2) { random.random_range(0..500_000) } else { 0 };
             }
         }
+    }
+
+    fn draw_disks(&mut self, random: &mut Random) {
+        self.disk_errors = every(random, 1, 3, 200..4_000);
+        // Some kinds of failures and not others; the same kind in several shapes.
+        let kinds: [bool; 5] = random.random();
+        for kind in (0..5).filter(|kind| kinds[*kind]) {
+            for _ in 0..3 {
+                self.disk_faults.push(match kind {
+                    0 => DiskFault::CrashAt(random.random_range(0..250)),
+                    1 => DiskFault::Reordered(random.random()),
+                    2 => DiskFault::Fails,
+                    3 => DiskFault::FailsAfterAll,
+                    _ => DiskFault::Full(random.random_range(1..6)),
+                });
+            }
+        }
+        self.stalls = every(random, 1, 4, 300..5_000);
+        self.rot = if random.random_ratio(1, 4) { random.random_range(0..500_000) } else { 0 };
     }
 
     fn draw_requests(&mut self, random: &mut Random) {

@@ -35,10 +35,23 @@
 //! }
 //! ```
 //!
+//! `examples/your_state_machine.rs` has a state machine and a storage of its own.
+//!
 //! The same seed leads to the same run, event by event. [`Simulation::traced`] tells what happens in
-//! it, [`shrink`] makes it smaller, and [`mermaid`] draws it. [`Counters`] say what a run has really
-//! tested. For a storage alone there is [`conformance`], for the histories of a program of yours
-//! [`linearizability`].
+//! it, [`shrink`] makes it smaller, [`mermaid`] draws it, and [`Simulation::script`] puts it into the
+//! words of a script that drives replicas by hand. [`Counters`] say what a run has really tested.
+//! Where a fuzzer is to choose what happens there is [`Simulation::with_schedule`].
+//!
+//! For a storage alone there is [`conformance`], for the histories of a program of yours
+//! [`linearizability`], and for tests on real threads and clocks [`threads`].
+//!
+//! # Disks
+//!
+//! [`SimulatedDisk`] keeps its changes as bytes. Power is lost at any byte of a save, or with its
+//! sectors written in any order; the disk fails once, with or without having written, or is full for
+//! a while; a bit of what was saved is flipped while the replica is down, and then it must refuse to
+//! start. With any storage, a save may take long or never end: then the replica is as good as
+//! stopped, and the others must go on.
 
 mod clock;
 pub mod conformance;
@@ -52,10 +65,13 @@ pub mod linearizability;
 mod memory;
 mod network;
 mod registers;
+mod schedule;
+mod script;
 mod settle;
 mod shrink;
 mod simulation;
 mod subject;
+pub mod threads;
 mod trace;
 mod turn;
 

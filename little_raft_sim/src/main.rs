@@ -23,6 +23,9 @@ struct Arguments {
     /// Makes that one run smaller, if it fails, before anything is printed.
     #[arg(long)]
     shrink: bool,
+    /// Prints that one run as a script for little_raft/tests/scripts.
+    #[arg(long)]
+    script: bool,
     /// Prints the last so many lines of the trace as a sequence diagram for Mermaid.
     #[arg(long, value_name = "LINES")]
     mermaid: Option<usize>,
@@ -74,6 +77,11 @@ fn run_one(seed: u64, arguments: &Arguments) -> bool {
         println!("{}", mermaid(&lines[lines.len().saturating_sub(last)..]));
     }
     println!("{}", simulation.counters());
+    if arguments.script {
+        println!("{}", simulation.script());
+        let broken = result.as_ref().err();
+        broken.into_iter().for_each(|broken| println!("# breaks {broken}"));
+    }
     match result {
         Ok(()) => println!("seed {seed}: every law holds"),
         Err(broken) => {
@@ -107,7 +115,9 @@ impl Summary {
         if seeds.len() <= 3 {
             let text: String = broken.to_string().chars().take(400).collect();
             println!("seed {seed} breaks {text}");
-            println!("  replay: cargo run --release -p little_raft_sim -- --seed {seed} --trace");
+            let command = "cargo run --release -p little_raft_sim --";
+            println!("  replay: {command} --seed {seed} --trace");
+            println!("  shrink: {command} --seed {seed} --shrink --script --mermaid 60");
         }
     }
 

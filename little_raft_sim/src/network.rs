@@ -8,6 +8,13 @@ use rand::RngExt;
 
 pub(crate) type Packet<T, D> = (ReplicaID, ReplicaID, Message<T, D>);
 
+/// What has become of a message when its time is there.
+pub(crate) enum Arrival<T, D> {
+    Lost,
+    Cut(Packet<T, D>),
+    Came(Packet<T, D>),
+}
+
 pub(crate) struct Network<T, D> {
     /// Which links are cut, by sender and receiver.
     cut: Vec<Vec<bool>>,
@@ -62,9 +69,23 @@ impl<T: Clone, D: Clone> Network<T, D> {
     }
 
     /// A message arrives, unless its link was cut meanwhile.
-    pub(crate) fn arrive(&mut self, ticket: usize) -> Option<Packet<T, D>> {
+    pub(crate) fn arrive(&mut self, ticket: usize) -> Arrival<T, D> {
         self.free.push(ticket);
-        self.packets[ticket].take().filter(|(from, to, _)| !self.cut[*from][*to])
+        match self.packets[ticket].take() {
+            None => Arrival::Lost,
+            Some(packet) if self.cut[packet.0][packet.1] => Arrival::Cut(packet),
+            Some(packet) => Arrival::Came(packet),
+        }
+    }
+
+    pub(crate) fn underway(&self) -> impl Iterator<Item = &Message<T, D>> {
+        self.packets.iter().flatten().map(|(.., message)| message)
+    }
+
+    /// Has a message that is underway come once more.
+    pub(crate) fn copy(&mut self, ticket: usize) -> Option<usize> {
+        let packet = self.packets[ticket].clone()?;
+        Some(self.put(packet))
     }
 
     /// Loses what is underway, but for what is to be kept.

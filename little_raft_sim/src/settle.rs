@@ -21,22 +21,35 @@ struct Goal {
     reads: Vec<(ReplicaID, u64)>,
 }
 
+/// The configurations that a message holds.
+fn told<T, D>(message: &Message<T, D>) -> Vec<Arc<Membership>> {
+    let Message::Protocol { body, .. } = message else { return Vec::new() };
+    match body {
+        Body::AppendEntries { runs, .. } => {
+            runs.iter().filter_map(|run| run.membership.clone()).collect()
+        }
+        Body::InstallSnapshot { membership, .. } => vec![Arc::new(membership.clone())],
+        _ => Vec::new(),
+    }
+}
+
 impl<S: Subject> Simulation<S> {
     /// Ends the faults, or leaves some standing for good, and waits until the cluster works.
     pub(crate) fn settle(&mut self) -> Result<(), Broken> {
         (self.quiet, self.network.quiet) = (true, true);
         self.network.heal();
+        self.scripted(|script, now| script.say(now, "heal".into()));
         // Raft promises progress only where messages travel much faster than patience runs out.
         self.faults.delay.0 = self.faults.delay.0.min(self.faults.heartbeat_timeout / 20);
         self.faults.delay.1 = self.faults.delay.1.min(self.faults.heartbeat_timeout / 20);
+        for id in 0..self.nodes.len() {
+            self.subject.mend_storage(id);
+            (self.nodes[id].breaks, self.nodes[id].stall) = (None, None);
+        }
         let connected = self.choose_connected();
         self.drop_requests();
         let everybody = connected.len() == self.nodes.len();
         note!(self, "faults end; connected for good: {connected:?}");
-        for id in 0..self.nodes.len() {
-            self.subject.mend_storage(id);
-            self.nodes[id].breaks = false;
-        }
         for id in connected.iter().copied() {
             self.nodes[id].crash = None;
             self.nodes[id].paused_until = self.now;
@@ -99,10 +112,17 @@ impl<S: Subject> Simulation<S> {
         connected
     }
 
+    /// Those that are durable anywhere, those that may turn out to be, and those that are about to
+    /// be saved or are underway.
     fn configurations(&self) -> Vec<Arc<Membership>> {
         let initial = self.laws.membership_at(self.laws.commit());
-        let durable = self.ledgers.iter().flat_map(|it| it.memberships());
-        durable.map(|(_, it)| it.clone()).chain([initial]).collect()
+        let in_doubt = self.nodes.iter().filter_map(|it| Some(&it.in_doubt.as_ref()?.0));
+        let durable = self.ledgers.iter().chain(in_doubt).flat_map(|it| it.memberships());
+        let lives = || self.nodes.iter().filter_map(|it| it.life.as_ref());
+        let received = lives().flat_map(|it| &it.inbox).chain(self.network.underway());
+        let known = durable.map(|(_, it)| it.clone()).chain([initial]);
+        let in_force = lives().map(|it| it.status.membership.clone());
+        known.chain(in_force).chain(received.flat_map(told)).collect()
     }
 
     /// Cuts the others off: dead for good, or without some of their links.
@@ -111,15 +131,16 @@ impl<S: Subject> Simulation<S> {
         self.counters.standing += u64::from(connected.len() < replicas);
         for id in (0..replicas).filter(|id| !connected.contains(id)) {
             let one_way = self.random.random_ratio(1, 3);
-            match self.random.random_range(0..3) {
+            match self.random.random_range(0..4) {
                 0 => self.nodes[id].paused_until = Time::MAX,
+                1 => self.nodes[id].stall = Some(Time::MAX),
                 _ => {
                     for other in 0..replicas {
                         if other != id && self.random.random_ratio(1, 2) {
                             let inbound = self.random.random();
                             let (from, to) = if inbound { (other, id) } else { (id, other) };
                             note!(self, "for good: cut {from} -> {to}, one way: {one_way}");
-                            self.network.cut(from, to, one_way);
+                            self.cut_link(from, to, one_way);
                         }
                     }
                 }

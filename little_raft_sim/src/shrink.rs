@@ -9,6 +9,10 @@ type Simplification = fn(&mut Faults);
 const SIMPLIFICATIONS: &[Simplification] = &[
     |it| it.crashes = None,
     |it| it.disk_errors = None,
+    |it| it.disk_faults.truncate(it.disk_faults.len().div_ceil(2)),
+    |it| _ = it.disk_faults.drain(..it.disk_faults.len() / 2),
+    |it| it.stalls = None,
+    |it| it.rot = 0,
     |it| it.cuts = None,
     |it| it.one_way_cuts = false,
     |it| it.pauses = None,

@@ -4,14 +4,16 @@ use crate::clock::{Clock, Time, nanos};
 use crate::counters::Counters;
 use crate::laws::{Broken, Laws, broken};
 use crate::ledger::{Appended, Digest, Ledger, Map, digest_of};
-use crate::network::Network;
+use crate::network::{Arrival, Network};
+use crate::script::Script;
 use crate::subject::{Ending, Subject};
-use crate::{Faults, Random};
-use little_raft::raft::Config;
+use crate::{DiskFault, Faults, Random};
+use little_raft::raft::{Config, Outputs};
 use little_raft::{Membership, Message, Raft, ReplicaID, Role, Status};
 use rand::{RngExt, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::io::ErrorKind::InvalidData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -36,12 +38,16 @@ pub(crate) enum Event {
     Client,
     Crash,
     Break,
+    Stall,
     Cut,
     Pause,
     Jump,
     ChangeMembership,
     Transfer,
 }
+
+/// What a turn leaves to be done.
+pub(crate) type Batch<S> = Outputs<<S as Subject>::Transition, <S as Subject>::Data>;
 
 /// A replica's life between two crashes.
 pub(crate) struct Life<S: Subject> {
@@ -59,6 +65,8 @@ pub(crate) struct Life<S: Subject> {
     pub(crate) queued: Map<Digest, u64>,
     /// Reads underway, by ticket: the number, what was committed when it was asked, and the turn.
     pub(crate) reads: Map<u64, (u64, usize, u64)>,
+    /// What is left of a turn that is in the middle of a save.
+    pub(crate) unfinished: Option<(Batch<S>, Option<CrashPoint>)>,
 }
 
 impl<S: Subject> Life<S> {
@@ -67,7 +75,20 @@ impl<S: Subject> Life<S> {
     ) -> Life<S> {
         let (inbox, proposals, questions) = (Vec::new(), Vec::new(), Vec::new());
         let (led, status, queued, reads) = (0, raft.status(), Map::default(), Map::default());
-        Life { raft, storage, machine, led, status, inbox, proposals, questions, queued, reads }
+        let unfinished = None;
+        Life {
+            raft,
+            storage,
+            machine,
+            led,
+            status,
+            inbox,
+            proposals,
+            questions,
+            queued,
+            reads,
+            unfinished,
+        }
     }
 }
 
@@ -80,8 +101,10 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) paused_until: Time,
     pub(crate) crash: Option<CrashPoint>,
     pub(crate) lives: u64,
-    /// Whether saves are expected to fail.
-    pub(crate) breaks: bool,
+    /// How saves are expected to fail.
+    pub(crate) breaks: Option<DiskFault>,
+    /// How long the next save takes.
+    pub(crate) stall: Option<Time>,
     /// What may have become durable in a save that failed.
     pub(crate) in_doubt: Option<(Ledger, Vec<Appended>)>,
 }
@@ -96,7 +119,8 @@ impl<S: Subject> Node<S> {
             paused_until: 0,
             crash: None,
             lives: 0,
-            breaks: false,
+            breaks: None,
+            stall: None,
             in_doubt: None,
         }
     }
@@ -121,6 +145,9 @@ pub struct Simulation<S: Subject> {
     /// Reads that became ready after faults had ended.
     pub(crate) ready: Map<u64, ReplicaID>,
     pub(crate) trace: Option<Vec<String>>,
+    pub(crate) script: Option<Script>,
+    /// What happens next, byte by byte, instead of in the order of time.
+    pub(crate) schedule: Option<Vec<u8>>,
     pub(crate) quiet: bool,
 }
 
@@ -163,6 +190,8 @@ impl<S: Subject> Simulation<S> {
             next_read: 0,
             ready: Map::default(),
             trace: None,
+            script: None,
+            schedule: None,
             quiet: false,
             faults,
         };
@@ -174,8 +203,9 @@ impl<S: Subject> Simulation<S> {
         simulation
     }
 
-    /// Keeps a line for everything that happens.
+    /// Keeps a line for everything that happens, and a script of it.
     pub fn traced(mut self) -> Self {
+        self.script = Some(Script::new(&self.faults));
         self.trace = Some(Vec::new());
         self
     }
@@ -200,10 +230,13 @@ impl<S: Subject> Simulation<S> {
     /// # Errors
     /// The first law that was broken.
     pub fn run(&mut self) -> Result<(), Broken> {
-        let end = nanos(self.faults.duration);
-        self.run_until(end)?;
+        match self.schedule.take() {
+            Some(schedule) => self.follow(&schedule)?,
+            None => self.run_until(nanos(self.faults.duration))?,
+        }
         self.settle()?;
-        self.subject.verdict().or_else(|detail| broken("K11", detail))
+        self.counters.undecided += self.subject.verdict().or_else(|it| broken("K11", it))?;
+        Ok(())
     }
 
     /// Runs to the end, as [`run`](Self::run) does, and takes a panic for the breach of a law.
@@ -228,7 +261,7 @@ impl<S: Subject> Simulation<S> {
             && *at <= end
         {
             let Some(Reverse((at, _, event))) = self.queue.pop() else { break };
-            self.now = at;
+            self.now = self.now.max(at);
             self.counters.events += 1;
             self.happen(event)?;
         }
@@ -241,23 +274,35 @@ impl<S: Subject> Simulation<S> {
         self.queue.push(Reverse((at, self.sequence, event)));
     }
 
-    fn happen(&mut self, event: Event) -> Result<(), Broken> {
+    pub(crate) fn happen(&mut self, event: Event) -> Result<(), Broken> {
         match event {
             Event::Arrival(ticket) => self.arrive(ticket),
             Event::Turn(id) => return self.turn_if_due(id),
             Event::Start(id) => return self.start(id),
             _ if self.quiet => {}
-            _ => self.disturb(event),
+            _ => return self.disturb(event),
         }
         Ok(())
     }
 
     fn arrive(&mut self, ticket: usize) {
-        let Some((_, to, message)) = self.network.arrive(ticket) else { return };
-        if let Some(life) = &mut self.nodes[to].life {
-            life.inbox.push(message);
-            self.wake_soon(to);
+        let (from, to, message) = match self.network.arrive(ticket) {
+            Arrival::Lost => return,
+            Arrival::Cut((from, to, message)) => return self.lose(from, to, &message),
+            Arrival::Came(packet) => packet,
+        };
+        match &mut self.nodes[to].life {
+            Some(life) => {
+                life.inbox.push(message);
+                self.wake_soon(to);
+            }
+            None => self.lose(from, to, &message),
         }
+    }
+
+    fn lose(&mut self, from: ReplicaID, to: ReplicaID, message: &Message<S::Transition, S::Data>) {
+        self.script_loss(from, to, message);
+        self.scripted(|script, now| script.end_turn(to, now));
     }
 
     /// Something has come for a replica, which will look at it at once or a little later.
@@ -302,8 +347,14 @@ impl<S: Subject> Simulation<S> {
         let rate = 1_000_000 + self.random.random_range(0..=2 * skew) - skew;
         let mut storage = self.subject.storage(id);
         let mut machine = self.subject.machine(id);
-        let saved = little_raft::Storage::load(&mut storage);
-        let saved = saved.or_else(|error| broken("load", format!("{id}: {error}")))?;
+        let rotten = self.rot(id);
+        let saved = match little_raft::Storage::load(&mut storage) {
+            Err(error) if rotten && error.kind() == InvalidData => {
+                self.refuse_to_start(id);
+                return Ok(());
+            }
+            saved => saved.or_else(|error| broken("load", format!("{id}: {error}")))?,
+        };
         self.recovered(id, &saved)?;
         if let Some(snapshot) = saved.snapshot.clone() {
             let index = snapshot.last_included_index;
@@ -318,10 +369,33 @@ impl<S: Subject> Simulation<S> {
         (node.clock, node.crash) = (Clock::new(self.now, rate), None);
         node.lives += 1;
         self.counters.restarts += u64::from(node.lives > 1);
+        if node.lives > 1 {
+            self.scripted(|script, now| script.say(now, format!("restart {id}")));
+        }
+        let node = &mut self.nodes[id];
         let first_turn = node.clock.shows(raft.deadline, self.now);
         node.life = Some(Life::new(raft, storage, machine));
         self.wake_at(id, first_turn);
         Ok(())
+    }
+
+    /// Perhaps damages what a replica has saved, before it starts.
+    fn rot(&mut self, id: ReplicaID) -> bool {
+        let chosen = !self.quiet
+            && self.faults.rot > 0
+            && self.random.random_range(0..1_000_000) < self.faults.rot;
+        chosen && self.subject.flip_bit(id, self.random.random::<u32>() as usize)
+    }
+
+    /// A disk is found to be damaged; a sound copy of it takes its place.
+    fn refuse_to_start(&mut self, id: ReplicaID) {
+        note!(self, "{id} refuses to start with a flipped bit");
+        self.scripted(|script, now| script.say(now, format!("# {id} finds its disk damaged")));
+        self.counters.refused_starts += 1;
+        self.subject.mend_storage(id);
+        self.nodes[id].breaks = None;
+        let down = self.random.random_range(0..=2 * nanos(self.faults.downtime));
+        self.schedule(self.now + down, Event::Start(id));
     }
 
     fn config(&mut self, id: ReplicaID) -> Config {
@@ -341,6 +415,7 @@ impl<S: Subject> Simulation<S> {
     /// Ends a replica's life. What it had not saved is gone.
     pub(crate) fn die(&mut self, id: ReplicaID, life: Life<S>, why: &str) {
         note!(self, "{id} crashes: {why}");
+        self.scripted(|script, now| script.say(now, format!("crash {id}")));
         let (at, machine) = (Duration::from_nanos(self.now), &life.machine);
         let mut numbers: Vec<_> = life.queued.values().copied().collect();
         numbers.extend(life.proposals.iter().map(|(number, _)| *number));
@@ -349,6 +424,7 @@ impl<S: Subject> Simulation<S> {
             self.subject.ended(at, number, Ending::Unknown, machine);
         }
         self.nodes[id].turn_at = Time::MAX;
+        self.nodes[id].paused_until = self.now;
         let down = nanos(self.faults.downtime);
         let down = self.random.random_range(0..=2 * down);
         self.schedule(self.now + down, Event::Start(id));

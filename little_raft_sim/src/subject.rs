@@ -1,6 +1,6 @@
 //! What is put under test: a state machine, its transitions and a storage.
 
-use crate::Random;
+use crate::{DiskFault, Random};
 use little_raft::{ReplicaID, StateMachine, StateMachineTransition, Storage};
 use std::hash::Hash;
 use std::time::Duration;
@@ -18,8 +18,8 @@ pub enum Ending {
 
 /// A state machine and a storage to be run under faults.
 ///
-/// The provided methods tell what clients see, for a history of one's own; what they return breaks
-/// the law named "subject".
+/// The provided methods tell what clients see, for a history of one's own; an error
+/// of [`verdict`](Subject::verdict) breaks the law K11.
 pub trait Subject {
     /// What is proposed. Two transitions that hash alike count as the same.
     type Transition: StateMachineTransition + Hash;
@@ -46,13 +46,18 @@ pub trait Subject {
     /// A summary of a state: replicas that have applied the same must have the same.
     fn digest(&self, machine: &Self::Machine) -> u64;
 
-    /// Makes the next save of a replica fail, and perhaps some after it. False if this storage
-    /// cannot be made to.
-    fn break_storage(&mut self, _id: ReplicaID, _random: &mut Random) -> bool {
+    /// Makes the next save of a replica fail in this way. False if this storage cannot be made to.
+    fn break_storage(&mut self, _id: ReplicaID, _fault: DiskFault) -> bool {
         false
     }
 
-    /// Faults are over: no save fails from now on.
+    /// Flips a bit of what a replica that is down has saved; `which` is any number. The storage must
+    /// then load all that was saved, or refuse to. False if this storage cannot be damaged.
+    fn flip_bit(&mut self, _id: ReplicaID, _which: usize) -> bool {
+        false
+    }
+
+    /// Undoes what the two above did: what was saved is there, and no save fails.
     fn mend_storage(&mut self, _id: ReplicaID) {}
 
     /// A transition was proposed.
@@ -67,11 +72,11 @@ pub trait Subject {
     /// A read is ready at a replica whose state machine is this.
     fn ready(&mut self, _at: Duration, _number: u64, _machine: &Self::Machine) {}
 
-    /// The run is over.
+    /// The run is over. Returns how many histories took too long to be decided.
     ///
     /// # Errors
     /// What clients saw that they should not have seen.
-    fn verdict(&mut self) -> Result<(), String> {
-        Ok(())
+    fn verdict(&mut self) -> Result<u64, String> {
+        Ok(0)
     }
 }

@@ -1,11 +1,11 @@
 //! One turn of one replica, as `Replica` takes it, but for the crashes in it.
 
-use crate::clock::nanos;
+use crate::DiskFault;
+use crate::clock::{Time, nanos};
 use crate::laws::{Broken, broken};
 use crate::ledger::{Appended, Ledger, digest_of};
-use crate::simulation::{CrashPoint, Event, Life, Simulation, note};
+use crate::simulation::{Batch, CrashPoint, Event, Life, Simulation, note};
 use crate::subject::{Ending, Subject};
-use little_raft::raft::Outputs;
 use little_raft::{
     Body, Change, Message, ReadState, ReplicaID, Role, StateMachine, StateMachineTransition,
     Status, Storage, TransitionAbandonedReason, TransitionState,
@@ -22,7 +22,9 @@ impl<S: Subject> Simulation<S> {
     pub(crate) fn turn(&mut self, id: ReplicaID, mut life: Life<S>) -> Result<(), Broken> {
         self.counters.turns += 1;
         let crash = self.nodes[id].crash.take();
-        match self.try_turn(id, &mut life, crash)? {
+        let survived = self.try_turn(id, &mut life, crash);
+        self.scripted(|script, now| script.end_turn(id, now));
+        match survived? {
             Some(()) => {
                 let node = &self.nodes[id];
                 let wake_at = match life.raft.committed().is_empty() {
@@ -43,20 +45,19 @@ impl<S: Subject> Simulation<S> {
     fn try_turn(
         &mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>,
     ) -> Survived {
-        self.take_inputs(id, life)?;
-        self.observe(id, life)?;
-        if crash == Some(CrashPoint::BeforeOutputs) {
-            self.counters.crashes_before_save += 1;
-            return Ok(None);
-        }
-        let mut outputs = life.raft.outputs();
-        self.observe(id, life)?;
-        for (to, message) in std::mem::take(&mut outputs.appends) {
-            self.send(id, to, message, life.status.role)?;
-        }
-        if crash == Some(CrashPoint::AfterAppends) {
-            self.counters.crashes_before_save += 1;
-            return Ok(None);
+        let (mut outputs, crash) = match life.unfinished.take() {
+            Some((outputs, earlier)) => (outputs, crash.or(earlier)),
+            None => match self.begin_turn(id, life, crash)? {
+                Some(outputs) => (outputs, crash),
+                None => return Ok(None),
+            },
+        };
+        if outputs.change.is_some()
+            && let Some(time) = self.nodes[id].stall.take()
+        {
+            self.stall_save(id, time);
+            life.unfinished = Some((outputs, crash));
+            return SURVIVED;
         }
         if self.save(id, life, &mut outputs, crash)?.is_none()
             || self.send_messages(id, life, &mut outputs, crash)?.is_none()
@@ -72,9 +73,43 @@ impl<S: Subject> Simulation<S> {
         SURVIVED
     }
 
+    /// A turn up to the save. None if the replica crashes in it.
+    fn begin_turn(
+        &mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>,
+    ) -> Result<Option<Batch<S>>, Broken> {
+        self.take_inputs(id, life)?;
+        self.observe(id, life)?;
+        if crash == Some(CrashPoint::BeforeOutputs) {
+            self.scripted(|script, _| script.stops = true);
+            self.counters.crashes_before_save += 1;
+            return Ok(None);
+        }
+        let mut outputs = life.raft.outputs();
+        self.observe(id, life)?;
+        for (to, message) in std::mem::take(&mut outputs.appends) {
+            self.send(id, to, message, life.status.role)?;
+        }
+        if crash == Some(CrashPoint::AfterAppends) {
+            self.scripted(|script, _| script.fails = true);
+            self.counters.crashes_before_save += 1;
+            return Ok(None);
+        }
+        Ok(Some(outputs))
+    }
+
+    /// A replica waits for its disk, and does nothing else meanwhile.
+    fn stall_save(&mut self, id: ReplicaID, time: Time) {
+        let endless = time == Time::MAX;
+        self.counters.endless_saves += u64::from(endless);
+        self.counters.stalled_saves += u64::from(!endless);
+        let until = self.now.saturating_add(time);
+        note!(self, "{id} waits for its disk until {:?}", Duration::from_nanos(until));
+        self.scripted(|script, _| script.say_after(format!("# {id} waits for its disk")));
+        self.nodes[id].paused_until = until;
+    }
+
     fn send_messages(
-        &mut self, id: ReplicaID, life: &Life<S>, outputs: &mut Outputs<S::Transition, S::Data>,
-        crash: Option<CrashPoint>,
+        &mut self, id: ReplicaID, life: &Life<S>, outputs: &mut Batch<S>, crash: Option<CrashPoint>,
     ) -> Survived {
         let mut crashes = crash == Some(CrashPoint::AfterSave);
         for (to, message) in std::mem::take(&mut outputs.messages) {
@@ -85,6 +120,9 @@ impl<S: Subject> Simulation<S> {
             self.send(id, to, message, life.status.role)?;
         }
         self.counters.crashes_before_messages += u64::from(crashes);
+        if crashes {
+            self.scripted(|script, _| script.say_after(format!("drop {id}->")));
+        }
         Ok((!crashes).then_some(()))
     }
 
@@ -97,9 +135,11 @@ impl<S: Subject> Simulation<S> {
                     Message::Request(_) => "user".into(),
                 };
                 self.note(format!("{from} -> {id}: {}", crate::trace::message(&message)));
+                self.script_message(id, &message);
             }
             life.raft.step(now, message);
         }
+        self.script_rest(id, life, now);
         life.raft.tick(now);
         if !life.raft.wants_transitions() {
             return Ok(());
@@ -190,6 +230,7 @@ impl<S: Subject> Simulation<S> {
             _ => {}
         }
         self.judge_leaving(id, to, &message, role)?;
+        let copy = self.script.is_some().then(|| message.clone());
         let arrivals = self.network.send(
             self.now,
             (id, to, message),
@@ -197,6 +238,9 @@ impl<S: Subject> Simulation<S> {
             &mut self.random,
             &mut self.counters,
         );
+        if let Some(message) = copy.filter(|_| arrivals[0].is_none()) {
+            self.script_loss(id, to, &message);
+        }
         for (at, ticket) in arrivals.into_iter().flatten() {
             self.schedule(at, Event::Arrival(ticket));
         }
@@ -220,39 +264,56 @@ impl<S: Subject> Simulation<S> {
         self.laws.leaves((id, to), message, (&self.ledgers[id], role), of_leader)
     }
 
-    fn save(
-        &mut self, id: ReplicaID, life: &mut Life<S>,
-        outputs: &mut Outputs<S::Transition, S::Data>, crash: Option<CrashPoint>,
+    pub(crate) fn save(
+        &mut self, id: ReplicaID, life: &mut Life<S>, outputs: &mut Batch<S>,
+        crash: Option<CrashPoint>,
     ) -> Survived {
         let Some(change) = outputs.change.take() else { return SURVIVED };
         let lost = crash == Some(CrashPoint::InSave) && self.random.random_ratio(1, 2);
         if lost {
             self.counters.crashes_in_save_lost += 1;
+            self.scripted(|script, _| script.fails = true);
             return Ok(None);
         }
         self.counters.saves += 1;
         self.counters.truncations += u64::from(change.truncate_from.is_some());
         let breaks = std::mem::take(&mut self.nodes[id].breaks);
-        let before = breaks.then(|| self.ledgers[id].clone());
+        let before = breaks.map(|fault| (fault, self.ledgers[id].clone()));
         let appended = self.record(id, &change)?;
         if let Err(error) = life.storage.save(change) {
-            let Some(before) = before else { return broken("save", format!("{id}: {error}")) };
+            let Some((fault, before)) = before else {
+                return broken("save", format!("{id}: {error}"));
+            };
             note!(self, "{id} cannot save: {error}");
-            self.counters.failed_saves += 1;
+            self.count_failed_save(fault);
+            self.scripted(|script, _| script.fails = true);
             // Until it is loaded again nobody knows which of the two it is.
             let after = std::mem::replace(&mut self.ledgers[id], before);
             self.nodes[id].in_doubt = Some((after, appended));
-            self.nodes[id].breaks = true;
+            self.nodes[id].breaks = Some(fault);
             return Ok(None);
         }
         self.laws.know_all(&appended)?;
         if crash == Some(CrashPoint::InSave) {
             self.counters.crashes_in_save_kept += 1;
+            self.scripted(|script, _| script.say_after(format!("drop {id}->")));
             return Ok(None);
         }
         life.raft.saved();
         self.observe(id, life)?;
         SURVIVED
+    }
+
+    fn count_failed_save(&mut self, fault: DiskFault) {
+        self.counters.failed_saves += 1;
+        let count = match fault {
+            DiskFault::CrashAt(_) => &mut self.counters.torn_saves,
+            DiskFault::Reordered(_) => &mut self.counters.reordered_saves,
+            DiskFault::Fails => &mut self.counters.refused_saves,
+            DiskFault::FailsAfterAll => &mut self.counters.unsure_saves,
+            DiskFault::Full(_) => &mut self.counters.full_disks,
+        };
+        *count += 1;
     }
 
     /// Takes down what becomes durable.
@@ -275,11 +336,15 @@ impl<S: Subject> Simulation<S> {
         &mut self, id: ReplicaID, saved: &Change<S::Transition, S::Data>,
     ) -> Result<(), Broken> {
         let mut fresh = Ledger::default();
-        fresh.save(saved)?;
-        let in_doubt = self.nodes[id].in_doubt.take();
-        if let Some((after, appended)) = in_doubt.filter(|(after, _)| fresh.same(after)) {
-            self.ledgers[id] = after;
-            self.laws.know_all(&appended)?;
+        fresh.save(saved).or_else(|it| broken("durable", format!("{id} loads nonsense: {it}")))?;
+        if let Some((after, appended)) = self.nodes[id].in_doubt.take() {
+            let kept = fresh.same(&after);
+            self.counters.failed_saves_kept += u64::from(kept);
+            self.counters.failed_saves_lost += u64::from(!kept);
+            if kept {
+                self.ledgers[id] = after;
+                self.laws.know_all(&appended)?;
+            }
         }
         match fresh.same(&self.ledgers[id]) {
             true => Ok(()),
@@ -291,8 +356,7 @@ impl<S: Subject> Simulation<S> {
 
     /// The last part of a turn: the state machine.
     fn finish(
-        &mut self, id: ReplicaID, life: &mut Life<S>, outputs: Outputs<S::Transition, S::Data>,
-        crash: Option<CrashPoint>,
+        &mut self, id: ReplicaID, life: &mut Life<S>, outputs: Batch<S>, crash: Option<CrashPoint>,
     ) -> Survived {
         if let Some(snapshot) = outputs.restore {
             self.counters.installs += 1;

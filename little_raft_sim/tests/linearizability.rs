@@ -1,8 +1,9 @@
-//! The checker of histories, against every order there is.
+//! The checker of histories, against every order there is and against another checker.
 
-use little_raft_sim::Random;
 use little_raft_sim::linearizability::{Call, Model, Verdict, check};
+use little_raft_sim::{Access, Random};
 use rand::{RngExt, SeedableRng};
+use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 
 #[derive(Clone, Copy, Debug)]
 enum Operation {
@@ -95,4 +96,157 @@ fn a_read_of_the_past_is_found() {
     history[2].invoked = 2;
     assert_eq!(check(&Register, &history, 1_000), Verdict::Linearizable);
     assert_eq!(check(&Register, &history, 1), Verdict::Undecided);
+}
+
+/// The same register in the words of another checker.
+#[derive(Clone, Debug)]
+struct Reference(u64);
+
+#[derive(Clone, Debug)]
+enum Asked {
+    Write(u64),
+    Read,
+    CompareAndSwap(u64, u64),
+    Swap(u64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Told {
+    Written,
+    Value(u64),
+    Swapped(bool),
+}
+
+impl SequentialSpec for Reference {
+    type Op = Asked;
+    type Ret = Told;
+
+    fn invoke(&mut self, asked: &Asked) -> Told {
+        match *asked {
+            Asked::Read => Told::Value(self.0),
+            Asked::Swap(new) => Told::Value(std::mem::replace(&mut self.0, new)),
+            Asked::Write(new) => {
+                self.0 = new;
+                Told::Written
+            }
+            Asked::CompareAndSwap(old, new) => {
+                let swapped = self.0 == old;
+                self.0 = if swapped { new } else { self.0 };
+                Told::Swapped(swapped)
+            }
+        }
+    }
+}
+
+/// What the other checker says of a history.
+fn other_accepts<O: Copy>(history: &[Call<O>], says: impl Fn(O) -> (Asked, Told)) -> bool {
+    let mut events: Vec<(u64, bool, usize)> = Vec::new();
+    for (number, call) in history.iter().enumerate() {
+        events.push((call.invoked, false, number));
+        events.extend(call.returned.map(|at| (at, true, number)));
+    }
+    events.sort_unstable();
+    let mut tester = LinearizabilityTester::new(Reference(0));
+    for (_, returns, number) in events {
+        let (asked, told) = says(history[number].operation);
+        // Every call has a thread of its own, since calls overlap as they like.
+        let valid = match returns {
+            true => tester.on_return(number, told).is_ok(),
+            false => tester.on_invoke(number, asked).is_ok(),
+        };
+        assert!(valid, "the history is well-formed");
+    }
+    tester.is_consistent()
+}
+
+#[test]
+fn agrees_with_another_checker() {
+    let mut random = Random::seed_from_u64(11);
+    let mut counts = [0; 2];
+    for _ in 0..10_000 {
+        let mut history = random_history(&mut random);
+        for call in history.iter_mut().filter(|call| call.returned.is_none()) {
+            // The other checker lets a call that has not returned have any result.
+            if let CompareAndSwap(old, new, _) = call.operation {
+                call.operation = CompareAndSwap(old, new, true);
+            }
+        }
+        let says = |operation| match operation {
+            Write(value) => (Asked::Write(value.into()), Told::Written),
+            Read(value) => (Asked::Read, Told::Value(value.into())),
+            CompareAndSwap(old, new, swapped) => {
+                (Asked::CompareAndSwap(old.into(), new.into()), Told::Swapped(swapped))
+            }
+        };
+        let expected = other_accepts(&history, says);
+        let found = check(&Register, &history, 1_000_000);
+        let verdict = if expected { Verdict::Linearizable } else { Verdict::NotLinearizable };
+        assert_eq!(found, verdict, "{history:?}");
+        counts[usize::from(expected)] += 1;
+    }
+    assert!(counts.iter().all(|count| *count > 1_000), "both kinds are there: {counts:?}");
+}
+
+/// A history of swaps and reads such as the simulator writes down: it really happened in some order,
+/// but for a mistake that is put in now and then.
+fn random_accesses(random: &mut Random) -> Vec<Call<Access>> {
+    let calls = random.random_range(2..8);
+    let mut moments: Vec<(u64, u64, u64)> = Vec::new();
+    for number in 0..calls {
+        let mut times = [0; 3].map(|_: u64| random.random_range(0..24) * 100 + number);
+        times.sort_unstable();
+        // Invoked, in effect, returned, and never two of them at once.
+        moments.push((3 * times[0], 3 * times[1] + 1, 3 * times[2] + 2));
+    }
+    moments.sort_unstable_by_key(|(_, effect, _)| *effect);
+    let mut value = 0;
+    let mut history = Vec::new();
+    for (number, (invoked, _, returned)) in (1..).zip(moments) {
+        let (operation, returned) = match random.random_range(0..4) {
+            0 => (Access::Seen(number), None),
+            1 => (Access::Write(number, value), Some(returned)),
+            _ => (Access::Read(value), Some(returned)),
+        };
+        value = if matches!(operation, Access::Read(_)) { value } else { number };
+        history.push(Call { operation, invoked, returned });
+    }
+    if random.random_ratio(1, 2) {
+        let place = random.random_range(0..history.len());
+        let other = random.random_range(0..=calls);
+        history[place].operation = match history[place].operation {
+            Access::Read(_) => Access::Read(other),
+            Access::Write(new, _) => Access::Write(new, other),
+            seen => seen,
+        };
+    }
+    let seen: Vec<u64> = history.iter().filter_map(|call| sees(call.operation)).collect();
+    history.retain(|call| !matches!(call.operation, Access::Seen(value) if !seen.contains(&value)));
+    history
+}
+
+fn sees(access: Access) -> Option<u64> {
+    match access {
+        Access::Write(_, value) | Access::Read(value) => Some(value),
+        Access::Seen(_) => None,
+    }
+}
+
+#[test]
+fn agrees_with_another_checker_on_what_the_simulator_writes_down() {
+    let mut random = Random::seed_from_u64(12);
+    let mut counts = [0; 2];
+    for _ in 0..10_000 {
+        let history = random_accesses(&mut random);
+        let says = |access| match access {
+            Access::Write(new, old) => (Asked::Swap(new), Told::Value(old)),
+            Access::Seen(new) => (Asked::Swap(new), Told::Written),
+            Access::Read(value) => (Asked::Read, Told::Value(value)),
+        };
+        let expected = other_accepts(&history, says);
+        let found = check(&little_raft_sim::Register, &history, 1_000_000);
+        let verdict = if expected { Verdict::Linearizable } else { Verdict::NotLinearizable };
+        assert_eq!(found, verdict, "{history:?}");
+        counts[usize::from(expected)] += 1;
+    }
+    assert!(counts.iter().all(|count| *count > 1_000), "both kinds are there: {counts:?}");
 }

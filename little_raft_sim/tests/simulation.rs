@@ -1,8 +1,8 @@
 //! The simulator over the library that ships, and over itself.
 
-use little_raft_sim::MemoryStorage;
 use little_raft_sim::conformance::{Entry, FailingPlace, Place, check, check_failures};
-use little_raft_sim::{Counters, DiskFault, Faults, Registers, SimulatedDisk, Simulation, mermaid};
+use little_raft_sim::{Counters, DiskFault, Faults, MemoryStorage, Registers, SimulatedDisk};
+use little_raft_sim::{Simulation, mermaid};
 use std::io;
 
 #[test]
@@ -16,8 +16,10 @@ fn every_law_holds_under_hundreds_of_seeds_and_the_faults_really_happen() {
         total.add(simulation.counters());
     }
     for (name, count) in total.all() {
-        assert!(count > 0, "never in all these runs: {name}");
+        // A history that takes too long is nothing to wish for.
+        assert!(count > 0 || name == "undecided", "never in all these runs: {name}");
     }
+    assert!(total.undecided <= 1, "{} histories undecided", total.undecided);
 }
 
 #[test]
@@ -75,10 +77,13 @@ impl Place for Simulated {
 
 impl FailingPlace for Simulated {
     fn fail_next_save(&mut self, _: &mut Self::Storage, point: usize) {
-        self.0.fail_next_save(match point % 7 {
+        self.0.fail_next_save(match point % 10 {
             5 => DiskFault::FailsAfterAll,
             6 => DiskFault::Full(1),
-            sectors => DiskFault::CrashAfter(sectors),
+            7 => DiskFault::Fails,
+            8 => DiskFault::Reordered(0x5555_5555_5555_5555),
+            9 => DiskFault::CrashAt(usize::MAX),
+            tenths => DiskFault::CrashAt(100 * tenths),
         });
     }
 }
@@ -90,14 +95,49 @@ fn the_simulated_disk_conforms() {
 }
 
 #[test]
-fn a_disk_with_a_flipped_bit_refuses_to_load() {
-    use little_raft::{Change, Storage};
-    let mut disk = SimulatedDisk::<Entry>::default();
-    assert!(!disk.flip_bit(0), "there is nothing to flip yet");
-    disk.save(Change { term: 1, ..Change::default() }).expect("saves");
-    disk.save(Change { term: 2, ..Change::default() }).expect("saves");
-    assert_eq!(disk.reopen().load().expect("loads").term, 2);
-    assert!(disk.flip_bit(0));
-    let error = disk.reopen().load().expect_err("must not load");
-    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+fn a_history_that_takes_too_long_is_counted() {
+    let mut simulation = Simulation::with_faults(Registers::default(), Faults::none(3), 1);
+    simulation.run().expect("every law holds");
+    assert_eq!(simulation.counters().undecided, 0);
+    let hasty = Registers::default().with_steps(10);
+    let mut simulation = Simulation::with_faults(hasty, Faults::none(3), 1);
+    simulation.run().expect("what is not decided breaks no law");
+    assert_eq!(simulation.counters().undecided, 4, "one for each register");
+}
+
+#[test]
+fn a_trace_becomes_a_script() {
+    let faults = Faults { joining: 1, snapshot_delta: 5, ..Faults::none(3) };
+    let mut simulation = Simulation::with_faults(Registers::default(), faults, 1).traced();
+    simulation.run().expect("every law holds");
+    let script = simulation.script();
+    let mut lines = script.lines();
+    let first = "cluster voters=0,1,2 joining=3 snapshots=5 heartbeat=50 election=200..400";
+    assert_eq!(lines.next(), Some(first));
+    let count = |name: &str| script.lines().filter(|line| line.starts_with(name)).count();
+    let counters = simulation.counters();
+    assert_eq!(count("read ") as u64, counters.reads_ready + counters.reads_abandoned);
+    assert!(count("timeout ") > 100 && count("deliver ") > 500, "{script}");
+    let proposed = script.lines().filter_map(|line| line.strip_prefix("propose "));
+    let proposed: usize = proposed.map(|line| line.split(' ').count() - 1).sum();
+    assert_eq!(proposed as u64, counters.acknowledged + counters.not_leader);
+    let untraced = Simulation::with_faults(Registers::default(), Faults::none(1), 1);
+    assert_eq!(untraced.script(), "");
+}
+
+#[test]
+fn a_save_that_never_ends_stops_one_replica_and_not_the_others() {
+    let mut tested = 0;
+    for seed in 0..40 {
+        let stalls = Some(std::time::Duration::from_secs(12));
+        let faults = Faults { stalls, ..Faults::none(3) };
+        let mut simulation = Simulation::with_faults(Registers::default(), faults, seed);
+        simulation.run().unwrap_or_else(|broken| panic!("seed {seed} breaks {broken}"));
+        let counters = simulation.counters();
+        if (counters.endless_saves, counters.stalled_saves) == (1, 0) {
+            tested += 1;
+            assert!(counters.acknowledged > 300, "seed {seed}: {}", counters.acknowledged);
+        }
+    }
+    assert!(tested > 3, "only {tested} seeds have one save that never ends");
 }
