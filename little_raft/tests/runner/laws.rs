@@ -88,6 +88,8 @@ impl Laws {
     ) {
         let (own, voted) = (term == saved.term, saved.voted_for);
         let covered = match body {
+            // What was said in a term that the disk has left behind can no longer become untrue.
+            _ if term < saved.term => true,
             Body::RequestVote { pre: true, .. } | Body::Vote { pre: true, .. } => true,
             Body::RequestVote { .. } => own && voted == Some(id),
             Body::Vote { granted: true, .. } => own && voted == Some(to),
