@@ -11,9 +11,11 @@ mod fingerprint;
 pub mod laws;
 mod model;
 mod node;
+mod probe;
 mod state;
+mod turn;
 
 pub use bounds::{Bounds, Network};
 pub use model::{Action, ModelChecked};
-pub use node::{Cut, Entry, Life, Node, Transition};
-pub use state::{History, Packet, State};
+pub use node::{Content, Cut, Entry, Life, Node, Transition};
+pub use state::{History, Left, Packet, State};

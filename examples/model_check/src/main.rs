@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Command::Check { bounds, depth, threads } => check(bounds, depth, threads),
         Command::Explore { bounds, depth, address } => {
             println!("Exploring {bounds:?} at http://{address}");
-            let checker = ModelChecked { bounds }.checker();
+            let checker = ModelChecked::new(bounds).checker();
             // The explorer counts states where the user counts steps.
             checker.target_max_depth(depth.map_or(0, |steps| steps + 2)).serve(address);
             ExitCode::SUCCESS
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 fn check(bounds: Bounds, depth: Option<usize>, threads: Option<usize>) -> ExitCode {
     println!("Checking {bounds:?}, depth {depth:?}");
     let threads = threads.or(available_parallelism().ok().map(usize::from)).unwrap_or(1);
-    let checker = ModelChecked { bounds }.checker().threads(threads);
+    let checker = ModelChecked::new(bounds).checker().threads(threads);
     let checker = checker.finish_when(HasDiscoveries::AnyFailures);
     match depth {
         Some(steps) => report(checker.target_max_depth(steps + 2).spawn_bfs(), false),

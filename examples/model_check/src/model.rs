@@ -1,7 +1,8 @@
 //! What may happen next.
 
-use crate::node::{Cut, Input};
-use crate::{Bounds, Network, Packet, State, laws};
+use crate::node::Cut;
+use crate::turn::{Input, Turn, Turns};
+use crate::{Bounds, Left, Network, Packet, State, laws};
 use little_raft::ReplicaID;
 use stateright::{Model, Property};
 use std::sync::Arc;
@@ -19,6 +20,10 @@ pub enum Action {
     Timeout(ReplicaID, Option<Cut>),
     /// A user proposes a transition.
     Propose(ReplicaID, Option<Cut>),
+    /// A user asks a leader to change to the other configuration.
+    Change(ReplicaID, Option<Cut>),
+    /// A user asks a leader to hand its leadership to another.
+    Transfer(ReplicaID, ReplicaID, Option<Cut>),
     /// The replica crashes between two turns.
     Crash(ReplicaID),
     /// The replica comes back with what it has saved.
@@ -26,10 +31,10 @@ pub enum Action {
 }
 
 /// A cluster of shipping replicas within bounds.
-#[derive(Clone, Copy, Debug)]
 pub struct ModelChecked {
     /// The bounds.
     pub bounds: Bounds,
+    turns: Turns,
 }
 
 impl Model for ModelChecked {
@@ -37,7 +42,7 @@ impl Model for ModelChecked {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::initial(&self.bounds, self.bounds.network == Network::Ordered)]
+        vec![State::initial(&self.bounds, &self.turns)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -49,12 +54,10 @@ impl Model for ModelChecked {
                 actions.push(Action::Restart(id));
                 continue;
             }
-            if state.left.timeouts > 0 {
+            if state.left.timeouts > 0 || state.left.heartbeats > 0 && node.leads().is_some() {
                 actions.extend(cuts(state).map(|cut| Action::Timeout(id, cut)));
             }
-            if state.left.proposals > 0 && node.leads().is_some() {
-                actions.extend(cuts(state).map(|cut| Action::Propose(id, cut)));
-            }
+            self.on_request(state, id, actions);
             if state.left.crashes > 0 {
                 actions.push(Action::Crash(id));
             }
@@ -66,34 +69,38 @@ impl Model for ModelChecked {
         match action {
             Action::Deliver(packet, cut) => {
                 state.remove(&packet)?;
-                state.input(packet.to, Input::Message(&packet.message), cut);
+                self.input(&mut state, packet.to, Input::Packet(&packet), cut);
             }
             Action::Duplicate(packet) => {
                 state.left.duplicates -= 1;
-                state.input(packet.to, Input::Message(&packet.message), None);
+                self.input(&mut state, packet.to, Input::Packet(&packet), None);
             }
             Action::Drop(packet) => {
                 state.left.drops -= 1;
                 state.remove(&packet)?;
             }
             Action::Timeout(id, cut) => {
-                state.left.timeouts -= 1;
-                state.input(id, Input::Timeout, cut);
+                *state.timeouts_left(id) -= 1;
+                self.input(&mut state, id, Input::Timeout, cut);
             }
             Action::Propose(id, cut) => {
                 let number = self.bounds.proposals - state.left.proposals + 1;
                 state.left.proposals -= 1;
-                state.input(id, Input::Proposal(number), cut);
+                self.request(&mut state, id, Input::Proposal(number), cut)?;
+            }
+            Action::Change(id, cut) => {
+                state.left.changes -= 1;
+                self.request(&mut state, id, Input::Change, cut)?;
+            }
+            Action::Transfer(id, to, cut) => {
+                state.left.transfers -= 1;
+                self.request(&mut state, id, Input::Transfer(to), cut)?;
             }
             Action::Crash(id) => {
                 state.left.crashes -= 1;
-                Arc::make_mut(&mut state.nodes[id]).life = None;
+                state.nodes[id] = Arc::new(state.nodes[id].crashed(&state.namings));
             }
-            Action::Restart(id) => {
-                let turn = state.nodes[id].start(id, state.nodes.len());
-                state.take(id, turn);
-                Arc::make_mut(&mut state.nodes[id]).restarted = true;
-            }
+            Action::Restart(id) => self.input(&mut state, id, Input::Start, None),
         }
         Some(state)
     }
@@ -104,6 +111,11 @@ impl Model for ModelChecked {
 }
 
 impl ModelChecked {
+    /// A cluster within these bounds.
+    pub fn new(bounds: Bounds) -> ModelChecked {
+        ModelChecked { turns: Turns::new(bounds.clone()), bounds }
+    }
+
     fn on_packet(&self, state: &State, packet: &Arc<Packet>, actions: &mut Vec<Action>) {
         if state.nodes[packet.to].life.is_some() {
             actions.extend(cuts(state).map(|cut| Action::Deliver(packet.clone(), cut)));
@@ -115,19 +127,53 @@ impl ModelChecked {
             actions.push(Action::Drop(packet.clone()));
         }
     }
+
+    /// What users may ask of a leader.
+    fn on_request(&self, state: &State, id: ReplicaID, actions: &mut Vec<Action>) {
+        let Some(status) = state.nodes[id].leads() else { return };
+        if state.left.proposals > 0 {
+            actions.extend(cuts(state).map(|cut| Action::Propose(id, cut)));
+        }
+        if state.left.changes > 0 {
+            actions.extend(cuts(state).map(|cut| Action::Change(id, cut)));
+        }
+        let voters = status.membership.voters.iter().filter(|to| **to != id);
+        for &to in voters.filter(|_| state.left.transfers > 0) {
+            actions.extend(cuts(state).map(|cut| Action::Transfer(id, to, cut)));
+        }
+    }
+
+    fn input(&self, state: &mut State, id: ReplicaID, input: Input, cut: Option<Cut>) {
+        state.left.crashes -= u8::from(cut.is_some());
+        state.take(id, self.turns.turn(id, &state.nodes[id], input, cut));
+    }
+
+    /// A request that is refused leads nowhere.
+    fn request(
+        &self, state: &mut State, id: ReplicaID, input: Input, cut: Option<Cut>,
+    ) -> Option<()> {
+        let node = &state.nodes[id];
+        let refused = |it: &Arc<Turn>| it.node.exact == node.exact;
+        if self.turns.turn(id, node, input, None).is_some_and(|it| refused(&it)) {
+            return None;
+        }
+        self.input(state, id, input, cut);
+        Some(())
+    }
 }
 
 impl State {
+    /// A leader's heartbeats are counted by themselves as long as there are any.
+    fn timeouts_left(&mut self, id: ReplicaID) -> &mut u8 {
+        let beats = self.left.heartbeats > 0 && self.nodes[id].leads().is_some();
+        let Left { timeouts, heartbeats, .. } = &mut self.left;
+        if beats { heartbeats } else { timeouts }
+    }
+
     fn remove(&mut self, packet: &Arc<Packet>) -> Option<()> {
         let place = self.network.iter().position(|it| it == packet)?;
         self.network.remove(place);
         Some(())
-    }
-
-    fn input(&mut self, id: ReplicaID, input: Input, cut: Option<Cut>) {
-        self.left.crashes -= u8::from(cut.is_some());
-        let turn = self.nodes[id].turn(input, cut);
-        self.take(id, turn);
     }
 }
 

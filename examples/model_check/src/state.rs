@@ -1,23 +1,31 @@
 //! The cluster at one moment, and what must be remembered of how it came there.
 
+use crate::fingerprint::{self, Namings, exact, hashes, round};
 use crate::laws::Law;
-use crate::node::{Entry, Node, Transition, Turn};
-use crate::{Bounds, fingerprint};
-use little_raft::{Body, Message, ReplicaID, Term};
+use crate::node::{Content, Entry, Message, Node, Transition};
+use crate::turn::{Input, Turn, Turns};
+use crate::{Bounds, Network};
+use little_raft::{Index, Membership, ReplicaID, Round, Term};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// A message underway.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub struct Packet {
     /// Who sent it.
     pub from: ReplicaID,
     /// To whom.
     pub to: ReplicaID,
     /// What it says.
-    pub message: Message<Transition>,
+    pub message: little_raft::Message<Transition, Vec<Transition>>,
+    /// The leadership to which it belongs, and its round.
+    pub(crate) round: Option<(ReplicaID, Term, Round)>,
+    /// Tells it from every other that is not exactly the same.
+    pub(crate) exact: u64,
+    /// Tells it from those that differ in more than the round, under each naming.
+    pub(crate) hashes: Box<[u64]>,
 }
 
 /// What no single moment shows.
@@ -29,6 +37,8 @@ pub struct History {
     pub committed: Vec<(Entry, Term)>,
     /// The law that the last step broke.
     pub broken: Option<Law>,
+    /// What tells it from others, under each naming.
+    pub(crate) hashes: Box<[u64]>,
 }
 
 /// How often each thing may still happen.
@@ -36,6 +46,8 @@ pub struct History {
 pub struct Left {
     /// Timeouts.
     pub timeouts: u8,
+    /// Further ones of leaders.
+    pub heartbeats: u8,
     /// Messages lost.
     pub drops: u8,
     /// Messages delivered twice.
@@ -44,10 +56,14 @@ pub struct Left {
     pub crashes: u8,
     /// Proposals.
     pub proposals: u8,
+    /// Transfers of leadership.
+    pub transfers: u8,
+    /// Changes of the configuration.
+    pub changes: u8,
 }
 
 /// The cluster at one moment. What has not changed is shared with the states before.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct State {
     /// The replicas, by their id.
     pub nodes: Vec<Arc<Node>>,
@@ -59,40 +75,59 @@ pub struct State {
     pub left: Left,
     /// Whether messages from one replica to another stay in order.
     pub ordered: bool,
+    /// The first configuration.
+    pub first: Arc<Membership>,
+    pub(crate) namings: Arc<Namings>,
 }
 
 impl State {
     /// A cluster in which all replicas have just started for the first time.
-    pub(crate) fn initial(bounds: &Bounds, ordered: bool) -> State {
+    pub(crate) fn initial(bounds: &Bounds, turns: &Turns) -> State {
         let left = Left {
             timeouts: bounds.timeouts,
+            heartbeats: bounds.heartbeats,
             drops: bounds.drops,
             duplicates: bounds.duplicates,
             crashes: bounds.crashes,
             proposals: bounds.proposals,
+            transfers: bounds.transfers,
+            changes: u8::from(!bounds.change_to.is_empty()),
         };
-        let nodes = (0..bounds.servers).map(|_| Arc::new(Node::new())).collect();
-        let mut state = State { nodes, network: vec![], history: Arc::default(), left, ordered };
+        let namings = turns.namings.clone();
+        let new = || Arc::new(Node::new(Default::default(), None, false, &namings));
+        let nodes: Vec<_> = (0..bounds.replicas()).map(|_| new()).collect();
+        let mut history = History::default();
+        history.hashes = hashes(&history, &namings);
+        let (history, ordered) = (Arc::new(history), bounds.network == Network::Ordered);
+        let voters = (0..bounds.servers.into()).collect();
+        let first = Arc::new(Membership { voters, ..Membership::default() });
+        let mut state = State { nodes, network: vec![], history, left, ordered, first, namings };
         for id in 0..state.nodes.len() {
-            let turn = state.nodes[id].start(id, state.nodes.len());
-            state.take(id, turn);
+            state.take(id, turns.turn(id, &state.nodes[id], Input::Start, None));
         }
         state
     }
 
     /// Takes over what a turn led to, and judges the step.
-    pub(crate) fn take(&mut self, id: ReplicaID, turn: Option<Turn>) {
-        let mut history = History::clone(&self.history);
-        match turn {
-            None => history.broken = Some(Law::Own),
+    pub(crate) fn take(&mut self, id: ReplicaID, turn: Option<Arc<Turn>>) {
+        let mut history = self.history.clone();
+        let broken = match turn {
+            None => Some(Law::Own),
             Some(turn) => {
-                history.broken = history.record(id, &self.nodes[id], &turn).err();
-                let packet = |(to, message)| Arc::new(Packet { from: id, to, message });
-                self.network.extend(turn.sent.into_iter().map(packet));
-                self.nodes[id] = Arc::new(turn.node);
+                let judged = history.record(id, &self.nodes[id], &turn);
+                self.network.extend(turn.sent.iter().cloned());
+                self.nodes[id] = turn.node.clone();
+                judged.err()
             }
+        };
+        if broken != history.broken {
+            Arc::make_mut(&mut history).broken = broken;
         }
-        self.history = Arc::new(history);
+        if !Arc::ptr_eq(&history, &self.history) {
+            let hashes = hashes(&*history, &self.namings);
+            Arc::make_mut(&mut history).hashes = hashes;
+            self.history = history;
+        }
     }
 
     /// The same for all states that differ in nothing but time and the names of the replicas.
@@ -107,48 +142,84 @@ impl Hash for State {
     }
 }
 
-impl History {
+impl Packet {
+    pub(crate) fn new(
+        from: ReplicaID, to: ReplicaID, message: Message, namings: &Namings,
+    ) -> Packet {
+        let (round, exact) = (round(from, to, &message), exact(&(from, to, &message)));
+        let mut packet = Packet { from, to, message, round, exact, hashes: Box::default() };
+        packet.hashes = hashes(&packet, namings);
+        packet
+    }
+}
+
+impl PartialEq for Packet {
+    fn eq(&self, other: &Packet) -> bool {
+        self.exact == other.exact
+    }
+}
+
+/// Most steps teach nothing new, and share the history with the state before.
+trait Record {
+    fn record(&mut self, id: ReplicaID, before: &Node, turn: &Turn) -> Result<(), Law>;
+    fn leads(&mut self, id: ReplicaID, term: Term) -> Result<(), Law>;
+    fn commit(&mut self, node: &Node) -> Result<(), Law>;
+}
+
+impl Record for Arc<History> {
     fn record(&mut self, id: ReplicaID, before: &Node, turn: &Turn) -> Result<(), Law> {
         let (old, new) = (&before.disk, &turn.node.disk);
         let changed = old.voted_for.is_some() && old.voted_for != new.voted_for;
         if new.term < old.term || new.term == old.term && changed {
             return Err(Law::VoteOnce);
         }
-        for (_, message) in &turn.sent {
-            if let Message::Protocol { term, body: Body::AppendEntries { .. }, .. } = message {
-                self.leads(id, *term)?;
-            }
-        }
-        if let Some(status) = turn.node.leads() {
-            self.leads(id, status.term)?;
-        }
-        self.commit(before, turn)
+        turn.led.iter().try_for_each(|term| self.leads(id, *term))?;
+        self.commit(&turn.node)
     }
 
     fn leads(&mut self, id: ReplicaID, term: Term) -> Result<(), Law> {
-        match *self.leaders.entry(term).or_insert(id) == id {
-            true => Ok(()),
-            false => Err(Law::ElectionSafety),
-        }
+        match self.leaders.get(&term) {
+            Some(leader) if *leader == id => return Ok(()),
+            Some(_) => return Err(Law::ElectionSafety),
+            None => Arc::make_mut(self).leaders.insert(term, id),
+        };
+        Ok(())
     }
 
-    /// What one replica believes to be committed is so for all, and what it applied is that.
-    fn commit(&mut self, before: &Node, turn: &Turn) -> Result<(), Law> {
-        let Some(life) = &turn.node.life else { return Ok(()) };
-        let known = turn.node.log.get(..life.status.commit).ok_or(Law::StateMachineSafety)?;
-        for (place, entry) in known.iter().enumerate() {
-            match self.committed.get(place) {
+    /// What one replica believes to be committed is so for all, and its state is what comes of it.
+    fn commit(&mut self, node: &Node) -> Result<(), Law> {
+        let Some(life) = &node.life else { return Ok(()) };
+        let (base, commit) = (node.disk.compacted, life.status.commit);
+        if !self.has(base.index, base.term) {
+            return Err(Law::StateMachineSafety);
+        }
+        for index in base.index + 1..=commit {
+            let entry = node.entry(index).ok_or(Law::StateMachineSafety)?;
+            match self.committed.get(index - 1) {
                 Some((committed, _)) if committed != entry => return Err(Law::StateMachineSafety),
                 Some(_) => {}
-                None => self.committed.push((*entry, life.status.term)),
+                None => {
+                    let known = (entry.clone(), life.status.term);
+                    Arc::make_mut(self).committed.push(known);
+                }
             }
         }
-        let from = before.life.as_ref().map_or(0, |it| it.status.applied);
-        let expected = known.get(from..).unwrap_or_default().iter().map(|it| it.transition);
-        match expected.eq(turn.applied.iter().copied()) && life.status.applied == known.len() {
+        let expected = self.committed.iter().take(commit).filter_map(|(entry, _)| {
+            let Content::Transition(transition) = &entry.content else { return None };
+            Some(transition)
+        });
+        match expected.eq(&life.state) && life.status.applied == commit {
             true => Ok(()),
             false => Err(Law::StateMachineSafety),
         }
+    }
+}
+
+impl History {
+    /// Whether the entry of this term is committed at an index.
+    fn has(&self, index: Index, term: Term) -> bool {
+        let committed = |place: usize| self.committed.get(place).map(|(entry, _)| entry.term);
+        index.checked_sub(1).map_or(Some(0), committed) == Some(term)
     }
 }
 
@@ -159,5 +230,14 @@ impl fmt::Debug for Packet {
             Message::Protocol { term, body, .. } => write!(f, "term {term} {body:?}"),
             Message::Request(request) => write!(f, "{request:?}"),
         }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("State");
+        shown.field("nodes", &self.nodes).field("network", &self.network);
+        shown.field("leaders", &self.history.leaders).field("committed", &self.history.committed);
+        shown.field("broken", &self.history.broken).field("left", &self.left).finish()
     }
 }
