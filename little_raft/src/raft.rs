@@ -27,6 +27,8 @@ pub(crate) const MAX_BATCH: usize = 1024;
 /// Entries that may be underway to one peer, or wait to be applied before a leader stops asking for
 /// more.
 pub(crate) const MAX_UNDERWAY: usize = 64 * MAX_BATCH;
+/// Entries that a follower holds beyond what it has applied before it stops acknowledging more.
+pub(crate) const MAX_UNAPPLIED: usize = 16 * MAX_UNDERWAY;
 /// How many times as much as usual is kept for a peer that is installing a snapshot.
 const MAX_KEPT: usize = 32;
 /// No honest term or index comes near this, and none above it is believed, so that adding to one

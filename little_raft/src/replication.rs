@@ -1,6 +1,6 @@
 //! How a log spreads: what a leader knows of its peers, what it does, and what a follower does.
 
-use crate::raft::{LIMIT, MAX_BATCH, MAX_UNDERWAY};
+use crate::raft::{LIMIT, MAX_BATCH, MAX_UNAPPLIED, MAX_UNDERWAY};
 use crate::{TransitionAbandonedReason::*, *};
 
 /// What a leader is doing about a peer.
@@ -265,7 +265,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
         // Up to what this message has verified, not whatever may follow it here (§5.3).
         self.commit_to(commit.min(matched));
-        Ok(matched)
+        // Who applies more slowly than the leader commits must not have to hold ever more.
+        Ok(matched.min(self.me.applied + MAX_UNAPPLIED))
     }
 
     /// Installs a snapshot, unless this replica holds what it covers. Returns up to where the logs

@@ -755,6 +755,37 @@ fn answer(raft: &mut Raft<Number, Vec<u32>>, result: Result<Index, LogId>, round
     raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 1, body });
 }
 
+/// A follower that is told of commits faster than it applies holds only so much that it has not
+/// applied: it acknowledges no more until it has.
+#[test]
+fn what_a_follower_holds_unapplied_is_bounded() {
+    const BATCH: Index = 1024;
+    const MOST: Index = 1024 * BATCH;
+    let mut raft = Follower::new(0, 1, false).raft;
+    let transitions = Arc::new(vec![Number(1); BATCH]);
+    let mut acknowledges = |raft: &mut Raft<Number, Vec<u32>>, last: Index, count: Index| {
+        let (index, term) = (last - count, usize::from(last > count));
+        let run =
+            Run { first: index + 1, term: 1, transitions: transitions.clone(), membership: None };
+        let (prev, runs) = (LogId { term, index }, vec![run; usize::from(count > 0)]);
+        let body = Body::AppendEntries { prev, runs, commit: last, round: Duration::ZERO };
+        raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 1, body });
+        let outputs = raft.outputs();
+        raft.saved();
+        outputs.messages.into_iter().find_map(|(_, message)| match message {
+            Message::Protocol { body: Body::Appended { result, .. }, .. } => Some(result),
+            _ => None,
+        })
+    };
+    for last in (BATCH..=MOST + 2 * BATCH).step_by(BATCH) {
+        assert_eq!(acknowledges(&mut raft, last, BATCH), Some(Ok(last.min(MOST))));
+    }
+    while !raft.committed().is_empty() {
+        raft.applied(raft.committed().len());
+    }
+    assert_eq!(acknowledges(&mut raft, MOST + 2 * BATCH, 0), Some(Ok(MOST + 2 * BATCH)));
+}
+
 /// F3: a message is bounded, and so is what is underway to a peer that does not answer. The window
 /// is how far the next entry lies ahead of what is matched: it opens by as much as is answered, and
 /// a loss that is found out leaves nothing underway, whatever was sent before.
