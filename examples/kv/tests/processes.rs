@@ -2,7 +2,7 @@
 //! killed, frozen, cut off, started again, and handed leadership. What the clients saw must be linearizable,
 //! key by key, and nothing that was acknowledged may be lost.
 //!
-//! `KV_PROOF_SECONDS` is how long each of them lasts, and `KV_PROOF_SEED` repeats one's decisions
+//! `KV_PROOF_SECONDS` is how long each of them lasts (30), and `KV_PROOF_SEED` repeats one's decisions
 //! (though not what the machine makes of them).
 
 mod common;
@@ -476,7 +476,7 @@ async fn last_read(client: &Client, url: &str) -> Option<u64> {
 /// How long a proof lasts.
 fn duration() -> Duration {
     let seconds = std::env::var("KV_PROOF_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(8))
+    Duration::from_secs(seconds.unwrap_or(30))
 }
 
 fn seed() -> u64 {
