@@ -763,7 +763,7 @@ fn what_a_follower_holds_unapplied_is_bounded() {
     const MOST: Index = 1024 * BATCH;
     let mut raft = Follower::new(0, 1, false).raft;
     let transitions = Arc::new(vec![Number(1); BATCH]);
-    let mut acknowledges = |raft: &mut Raft<Number, Vec<u32>>, last: Index, count: Index| {
+    let acknowledges = |raft: &mut Raft<Number, Vec<u32>>, last: Index, count: Index| {
         let (index, term) = (last - count, usize::from(last > count));
         let run =
             Run { first: index + 1, term: 1, transitions: transitions.clone(), membership: None };
