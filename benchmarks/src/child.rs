@@ -2,6 +2,7 @@
 //! one that hangs is stopped without stopping the run.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,11 +36,14 @@ pub fn measure_here(system: &str, scenario: &str, seconds: f64) -> Result<(), St
     std::process::exit(0);
 }
 
+/// What a child process runs: this program again.
+pub fn own_program() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|error| format!("cannot find the own executable: {error}"))
+}
+
 /// In the parent: starts the child and waits for its figures.
 pub fn measure(system: &System, scenario: &Scenario, seconds: f64) -> Result<Measurement, String> {
-    let program = std::env::current_exe()
-        .map_err(|error| format!("cannot find the own executable: {error}"))?;
-    let child = Command::new(program)
+    let child = Command::new(own_program()?)
         .args([MEASURE, system.name, &scenario.to_string(), &seconds.to_string()])
         .envs(ALLOCATOR)
         .stdin(Stdio::null())

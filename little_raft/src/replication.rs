@@ -119,10 +119,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     }
 
     /// Commits what a quorum holds durably, if it reaches this term: then all before it is safe too
-    /// (§5.4.2). The leader counts itself for what it has saved.
+    /// (§5.4.2). The leader counts itself for what it has saved. Nobody else asks.
     pub(crate) fn advance_commit(&mut self) {
         let index = self.quorum(self.log.saved, |it| it.matched);
-        if self.me.role == Role::Leader && index >= self.leading.first {
+        if index >= self.leading.first {
             self.commit_to(index);
         }
     }

@@ -12,6 +12,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use super::{in_this_folder, publish};
+use crate::child::own_program;
 use crate::options::COUNT;
 use crate::scenario::{Length, Payload, Place, Scenario, Setup};
 use crate::systems;
@@ -87,11 +88,9 @@ fn per_command(system: &str, batch: u64) -> Result<u64, String> {
 
 /// The instructions of a whole process, by valgrind.
 fn count(system: &str, batch: u64, commands: u64) -> Result<u64, String> {
-    let program = std::env::current_exe()
-        .map_err(|error| format!("cannot find the own executable: {error}"))?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(program)
+        .arg(own_program()?)
         .args([COUNT, system, &batch.to_string(), &commands.to_string()])
         .output()
         .map_err(|error| format!("cannot start valgrind, install it: {error}"))?;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{in_this_folder, publish, quantile};
+use crate::child::own_program;
 use crate::options::SATURATE;
 use crate::scenario::{Length, Payload, Place, Scenario, Setup};
 use crate::systems;
@@ -64,9 +65,7 @@ pub fn report(commands: u64) -> Result<(), String> {
 
 /// Seconds since the start, and MiB.
 fn watch(outstanding: u64, commands: u64) -> Result<Vec<(f64, f64)>, String> {
-    let program = std::env::current_exe()
-        .map_err(|error| format!("cannot find the own executable: {error}"))?;
-    let mut child = Command::new(program)
+    let mut child = Command::new(own_program()?)
         .args([SATURATE, &outstanding.to_string(), &commands.to_string()])
         .stdin(Stdio::null())
         .spawn()

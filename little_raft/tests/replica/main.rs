@@ -10,6 +10,8 @@
 
 mod channels;
 mod chaos;
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 mod idle;
 mod locks;

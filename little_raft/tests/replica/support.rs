@@ -1,10 +1,11 @@
 //! A state machine and a cluster that write down all that happens to them, a network in memory, and
 //! replicas in threads of their own.
 
+pub(crate) use crate::common::{Letter, NOOP, Write};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use little_raft::{
-    Body, Cluster, LogId, Message, ReadState, Replica, Role, Run, Snapshot, StateMachine,
-    StateMachineTransition, Status, TransitionState,
+    Body, Cluster, LogId, Message, ReadState, Replica, Role, Run, Snapshot, StateMachine, Status,
+    TransitionState,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The id of every no-op.
-pub(crate) const NOOP: usize = 0;
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(25);
 /// Election timeouts of replicas that are to elect each other.
 pub(crate) const SOON: (Duration, Duration) =
@@ -25,21 +24,8 @@ pub(crate) const NEVER: (Duration, Duration) =
 /// No condition takes this long, however busy the machine is.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-pub(crate) type Letter = Message<Write, Vec<usize>>;
 pub(crate) type Shell = Replica<Book, Write, Wire, Vec<usize>>;
 type Probe = Option<Box<dyn Fn(&'static str) + Send>>;
-
-/// A transition: write a number down.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Write(pub(crate) usize);
-
-impl StateMachineTransition for Write {
-    type TransitionID = usize;
-
-    fn get_id(&self) -> usize {
-        self.0
-    }
-}
 
 /// What a replica has told its state machine.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,6 +13,8 @@
 //! `LITTLE_RAFT_SCHEDULES=100 cargo test -p little_raft --test schedules` tries a hundred times as
 //! many. What fails says which seed tries it again, and what went on from which point.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod controller;
 mod explore;
 mod world;

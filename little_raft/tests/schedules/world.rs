@@ -1,11 +1,12 @@
 //! Replicas and all that their users give them, with a point to stop at in everything that they
 //! call.
 
+pub(crate) use crate::common::{Letter, NOOP, Write};
 use crate::controller::{Controller, Play, pause, wait_until};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use little_raft::{
-    Body, Change, Cluster, LogId, Message, ReadState, Replica, Snapshot, StateMachine,
-    StateMachineTransition, Status, Storage, TransitionState,
+    Body, Change, Cluster, LogId, Message, ReadState, Replica, Snapshot, StateMachine, Status,
+    Storage, TransitionState,
 };
 use little_raft_sim::MemoryStorage;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,23 +14,6 @@ use std::io::{Error, Result as IoResult};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
-
-/// The id of every no-op.
-pub(crate) const NOOP: usize = 0;
-
-pub(crate) type Letter = Message<Write, Vec<usize>>;
-
-/// A transition: write a number down.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Write(pub(crate) usize);
-
-impl StateMachineTransition for Write {
-    type TransitionID = usize;
-
-    fn get_id(&self) -> usize {
-        self.0
-    }
-}
 
 /// How time and everything else is in a play.
 #[derive(Clone, Copy, Debug)]
