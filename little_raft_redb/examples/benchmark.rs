@@ -1,25 +1,31 @@
 //! How fast, how large, how long to open.
 //!
 //! ```text
-//! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY throughput
-//! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY cluster 256
+//! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY throughput 0
+//! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY cluster 1024 0
 //! cargo run --release -p little_raft_redb --example benchmark -- DIRECTORY reopen 1000000
 //! strace -f -c -e trace=fsync,fdatasync target/release/examples/benchmark DIRECTORY saves 1000 16
 //! ```
 //!
 //! The directory should lie on the disk in question and is filled with files of this program's own.
+//! The last number of the first two is how many microseconds are added to every sync, those of the
+//! bare loop as well, for what a slower disk would make of it.
 
 use little_raft::{Change, LogId, Run, Storage};
 use little_raft_redb::RedbStorage;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{Error, ErrorKind, Result, Write};
+use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[path = "benchmark/cluster.rs"]
 mod cluster;
+#[path = "benchmark/disk.rs"]
+mod disk;
+
+use disk::Disk;
 
 const ENTRY: usize = 256;
 
@@ -29,12 +35,15 @@ struct Entry(#[serde(with = "serde_bytes")] Vec<u8>);
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let disk = |slower| Disk { delay: Duration::from_micros(slower as u64) };
     let number = |text: &str| text.parse().map_err(|_| Error::new(ErrorKind::InvalidInput, USAGE));
     match *arguments {
-        [directory, "throughput"] => throughput(Path::new(directory)),
+        [directory, "throughput", slower] => {
+            throughput(Path::new(directory), disk(number(slower)?))
+        }
         [directory, "reopen", entries] => reopen(Path::new(directory), number(entries)?),
-        [directory, "cluster", outstanding] => {
-            cluster::run(Path::new(directory), number(outstanding)?)
+        [directory, "cluster", outstanding, slower] => {
+            cluster::run(Path::new(directory), number(outstanding)?, disk(number(slower)?))
         }
         [directory, "saves", count, batch] => {
             saves(Path::new(directory), number(count)?, number(batch)?)
@@ -43,8 +52,8 @@ fn main() -> Result<()> {
     }
 }
 
-const USAGE: &str =
-    "benchmark DIRECTORY throughput | cluster OUTSTANDING | reopen ENTRIES | saves COUNT BATCH";
+const USAGE: &str = "benchmark DIRECTORY throughput MICROSECONDS | \
+    cluster OUTSTANDING MICROSECONDS | reopen ENTRIES | saves COUNT BATCH";
 
 /// A part of the directory that nobody has used yet.
 fn fresh(directory: &Path, name: &str) -> Result<PathBuf> {
@@ -73,13 +82,13 @@ fn batch(first: usize, count: usize) -> Change<Entry> {
 
 /// The same bytes appended to a file and synced, which is what the disk can do, beside a storage,
 /// in turns of twenty saves.
-fn throughput(directory: &Path) -> Result<()> {
+fn throughput(directory: &Path, disk: Disk) -> Result<()> {
     println!(
         "entries a save | append+fdatasync | this storage | time ratio | bytes written, ratio"
     );
     for count in [1, 16, 256, 4096] {
         let path = fresh(directory, "throughput")?;
-        let mut storage = RedbStorage::open(path.join("storage"))?;
+        let mut storage = disk.open(&path.join("storage"))?;
         let mut file = File::create(path.join("plain"))?;
         let rounds = if count == 4096 { 10 } else { 40 };
         let (mut plain, mut stored, mut first) = (Vec::new(), Vec::new(), 1);
@@ -90,11 +99,11 @@ fn throughput(directory: &Path) -> Result<()> {
                 let entries = change.runs[0].transitions.iter();
                 let bytes: Vec<u8> = entries.flat_map(|entry| entry.0.iter().copied()).collect();
                 let began = Instant::now();
-                file.write_all(&bytes)?;
-                file.sync_data()?;
+                disk.append(&mut file, &bytes)?;
                 plain.push(began.elapsed());
             }
-            for change in changes {
+            for change in &changes {
+                let change = change.clone(); // A replica keeps the entries as well.
                 let began = Instant::now();
                 storage.save(change)?;
                 stored.push(began.elapsed());

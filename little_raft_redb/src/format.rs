@@ -7,11 +7,11 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `records` | `identity` | [`Identity`] |
-//! | | `state` | [`State`] |
 //! | | `membership` | `Membership`: the configuration at the snapshot's end or the beginning |
 //! | | `snapshot` | [`SnapshotRecord`] |
 //! | | `recoveries` | a sequence of [`Recovery`] |
 //! | `log` | index of the first entry | [`BlockHeader`], then the transitions one by one |
+//! | | [`STATE`] | [`State`], behind the last entries, in a page that is written anyway |
 //! | `snapshot` | 0, 1, .. | the encoded snapshot, cut into pieces |
 
 use crate::error::{Outcome, boxed, damaged, refused};
@@ -20,10 +20,14 @@ use redb::{ReadableTable, Table, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::{Debug, Display};
+use std::mem::take;
 
 pub(crate) const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(crate) const SNAPSHOT: TableDefinition<u64, &[u8]> = TableDefinition::new("snapshot");
+
+/// Where the log holds what changes with every save: behind any entry.
+pub(crate) const STATE: u64 = u64::MAX;
 
 /// A value above a page gets a power of two of pages, so a run is cut into pieces that fill one.
 const PAGE: usize = 4096;
@@ -166,6 +170,21 @@ pub(crate) fn get<V: DeserializeOwned>(
     value.map(|value| decode(key, unseal(key, value.value())?)).transpose()
 }
 
+/// Puts the state in place.
+pub(crate) fn put_state(log: &mut Table<u64, &[u8]>, state: &State) -> Outcome<()> {
+    let value = seal(STATE, encode(state, Vec::new())?);
+    log.insert(STATE, &value[..]).map_err(boxed)?;
+    Ok(())
+}
+
+/// The state, without which nothing else means anything.
+pub(crate) fn state(log: &impl ReadableTable<u64, &'static [u8]>) -> Outcome<State> {
+    match log.get(STATE).map_err(boxed)? {
+        Some(value) => decode("the state", unseal(STATE, value.value())?),
+        None => damaged("the record of the term and the vote is missing"),
+    }
+}
+
 impl Block {
     /// Reads a row of the log.
     pub(crate) fn read(first: u64, row: &[u8]) -> Outcome<Block> {
@@ -240,26 +259,52 @@ pub(crate) fn append<T: Serialize>(log: &mut Table<u64, &[u8]>, run: &Run<T>) ->
         let header = BlockHeader { term: run.term, count: 1, membership };
         return write(log, run.first, &header, &[]);
     }
-    let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-    if let Some(block) = open_block(log, run.first, run.term)? {
-        bytes = block.transitions;
-        ends.push((0, block.first));
-    }
-    ends.push((bytes.len(), run.first));
+    let mut encoded = match open_block(log, run.first, run.term)? {
+        Some(Block { first, transitions, .. }) => Encoded {
+            term: run.term,
+            first,
+            ends: vec![(transitions.len(), run.first)],
+            transitions,
+        },
+        None => Encoded { term: run.term, first: run.first, ..Encoded::default() },
+    };
     for (index, transition) in (run.first..).zip(run.transitions.iter()) {
-        bytes = encode(transition, bytes)?;
-        ends.push((bytes.len(), index + 1));
+        encoded.transitions = encode(transition, take(&mut encoded.transitions))?;
+        encoded.ends.push((encoded.transitions.len(), index + 1));
+        if encoded.transitions.len() >= PIECE {
+            encoded.write_block(log)?;
+        }
     }
-    let mut done = 0;
-    while done + 1 < ends.len() {
-        let (begin, first) = ends[done];
-        let limit = begin + piece(bytes.len() - begin);
-        done = (ends.partition_point(|(end, _)| *end <= limit) - 1).max(done + 1);
-        let (end, next) = ends[done];
-        let header = BlockHeader { term: run.term, count: next - first, membership: None };
-        write(log, first, &header, &bytes[begin..end])?;
+    while !encoded.ends.is_empty() {
+        encoded.write_block(log)?;
     }
     Ok(())
+}
+
+/// Transitions on their way into the log.
+#[derive(Default)]
+struct Encoded {
+    term: Term,
+    first: Index,
+    transitions: Vec<u8>,
+    /// Where a block may end, and the index that follows then.
+    ends: Vec<(usize, Index)>,
+}
+
+impl Encoded {
+    /// Writes the first block.
+    fn write_block(&mut self, log: &mut Table<u64, &[u8]>) -> Outcome<()> {
+        let limit = piece(self.transitions.len());
+        let ends = self.ends.partition_point(|(end, _)| *end <= limit).max(1);
+        let (length, next) = self.ends[ends - 1];
+        let header = BlockHeader { term: self.term, count: next - self.first, membership: None };
+        write(log, self.first, &header, &self.transitions[..length])?;
+        self.first = next;
+        self.transitions.drain(..length);
+        self.ends.drain(..ends);
+        self.ends.iter_mut().for_each(|(end, _)| *end -= length);
+        Ok(())
+    }
 }
 
 /// The last block, if entries of this index and term can be added to it.

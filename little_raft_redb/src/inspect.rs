@@ -1,11 +1,11 @@
 //! For people: what is in a directory, and how to go on after the loss of a quorum.
 
 use crate::error::{Outcome, boxed, guarded, refused};
-use crate::format::{self, Block, Identity, LOG, RECORDS, Recovery, SnapshotRecord, State};
+use crate::format::{self, Block, Identity, LOG, RECORDS, Recovery, STATE, SnapshotRecord, State};
 use crate::log_table;
 use crate::marker::{Marker, Stage};
 use crate::overlay::Overlay;
-use crate::store::{Store, builder, read_state};
+use crate::store::{Store, builder};
 use crate::{Options, unreadable};
 use little_raft::{Index, LogId, Membership, ReplicaID, Term};
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
@@ -149,7 +149,7 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Inspection> {
 fn read(database: &Database) -> Outcome<Inspection> {
     let transaction = database.begin_read().map_err(boxed)?;
     let records = transaction.open_table(RECORDS).map_err(boxed)?;
-    let state = read_state(&records)?;
+    let state = format::state(&transaction.open_table(LOG).map_err(boxed)?)?;
     let identity = format::get::<Identity>(&records, "identity")?.unwrap_or_default();
     let snapshot = format::get::<SnapshotRecord>(&records, "snapshot")?;
     if let Some(record) = snapshot {
@@ -234,22 +234,21 @@ fn rewrite(
         accepted_loss,
     };
     let transaction = database.begin_write().map_err(boxed)?;
-    rewrite_log(&transaction, &recovery.after)?;
+    rewrite_log(&transaction, &recovery.after, &state)?;
     let mut records = transaction.open_table(RECORDS).map_err(boxed)?;
     format::put(&mut records, "membership", &recovery.after)?;
     let recoveries: Vec<_> = found.recoveries.into_iter().chain([recovery.clone()]).collect();
     format::put(&mut records, "recoveries", &recoveries)?;
-    format::put(&mut records, "state", &state)?;
     drop(records);
     transaction.commit().map_err(boxed)?;
     Ok((state, recovery))
 }
 
-/// Replaces every configuration in the log.
-fn rewrite_log(transaction: &WriteTransaction, after: &Membership) -> Outcome<()> {
+/// Replaces every configuration in the log, and the state.
+fn rewrite_log(transaction: &WriteTransaction, after: &Membership, state: &State) -> Outcome<()> {
     let mut log = transaction.open_table(LOG).map_err(boxed)?;
     let mut changes = Vec::new();
-    for row in log.iter().map_err(boxed)? {
+    for row in log.range(..STATE).map_err(boxed)? {
         let (first, row) = row.map_err(boxed)?;
         let mut block = Block::read(first.value(), row.value())?;
         if block.header.membership.is_some() {
@@ -257,5 +256,6 @@ fn rewrite_log(transaction: &WriteTransaction, after: &Membership) -> Outcome<()
             changes.push(block);
         }
     }
-    changes.iter().try_for_each(|block| block.write(&mut log))
+    changes.iter().try_for_each(|block| block.write(&mut log))?;
+    format::put_state(&mut log, state)
 }

@@ -141,7 +141,8 @@ impl RedbStorage {
                 Ok(result)
             }
             Err(error) => {
-                let Store { file, database, marker, .. } = store;
+                let Store { file, database, reader, marker, .. } = store;
+                drop(reader);
                 // Letting go of what has failed may fail as well; the first error counts.
                 let _ = guarded(&file, || {
                     drop(database);
@@ -174,11 +175,7 @@ where
     }
 
     fn save(&mut self, change: Change<T, D>) -> io::Result<()> {
-        self.attempt(|store| {
-            let (database, state) = (&store.database, &store.state);
-            let state = guarded(&store.file, || log_table::save(database, state, &change))?;
-            store.saved(state)
-        })
+        self.attempt(|store| store.save(&change))
     }
 }
 

@@ -2,9 +2,8 @@
 
 use crate::error::{Outcome, boxed, damaged, refused};
 use crate::format::{
-    self, Block, LOG, PIECE, RECORDS, SNAPSHOT, SnapshotRecord, State, seal, unseal,
+    self, Block, LOG, PIECE, RECORDS, SNAPSHOT, STATE, SnapshotRecord, State, seal, unseal,
 };
-use crate::store::read_state;
 use little_raft::{Change, Index, LogId, Membership, Run, Snapshot};
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, WriteTransaction};
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,27 +21,38 @@ where
     D: Serialize,
 {
     let transaction = database.begin_write().map_err(boxed)?;
-    let last = save_log(&transaction, state, change)?;
+    let mut log = transaction.open_table(LOG).map_err(boxed)?;
+    let last = save_log(&mut log, state, change)?;
     let (term, voted_for, compacted) = (change.term, change.voted_for, change.compacted);
     let state = State { saves: state.saves + 1, term, voted_for, compacted, last };
-    let mut records = transaction.open_table(RECORDS).map_err(boxed)?;
-    format::put(&mut records, "state", &state)?;
-    if let Some(membership) = &change.membership {
-        format::put(&mut records, "membership", membership)?;
+    format::put_state(&mut log, &state)?;
+    drop(log);
+    if change.membership.is_some() || change.snapshot.is_some() {
+        save_base(&transaction, change)?;
     }
-    if let Some(snapshot) = &change.snapshot {
-        let length = save_snapshot(&transaction, snapshot)?;
-        let record = SnapshotRecord { last: snapshot.last(), length };
-        format::put(&mut records, "snapshot", &record)?;
-    }
-    drop(records);
     transaction.commit().map_err(boxed)?;
     Ok(state)
 }
 
+/// Replaces what the log follows.
+fn save_base<T, D: Serialize>(
+    transaction: &WriteTransaction, change: &Change<T, D>,
+) -> Outcome<()> {
+    let mut records = transaction.open_table(RECORDS).map_err(boxed)?;
+    if let Some(membership) = &change.membership {
+        format::put(&mut records, "membership", membership)?;
+    }
+    if let Some(snapshot) = &change.snapshot {
+        let length = save_snapshot(transaction, snapshot)?;
+        let record = SnapshotRecord { last: snapshot.last(), length };
+        format::put(&mut records, "snapshot", &record)?;
+    }
+    Ok(())
+}
+
 /// Truncates, compacts and appends; returns where the log ends then.
 fn save_log<T, D>(
-    transaction: &WriteTransaction, state: &State, change: &Change<T, D>,
+    log: &mut Table<u64, &[u8]>, state: &State, change: &Change<T, D>,
 ) -> Outcome<Index>
 where
     T: Clone + Serialize + DeserializeOwned,
@@ -55,16 +65,15 @@ where
     if unchanged && change.runs.is_empty() {
         return Ok(last);
     }
-    let mut log = transaction.open_table(LOG).map_err(boxed)?;
     if let Some(from) = change.truncate_from
         && from <= last
     {
-        truncate::<T>(&mut log, from)?;
+        truncate::<T>(log, from)?;
         last = from.saturating_sub(1);
     }
     if !unchanged {
         // A truncation calls for this as well: it may leave of a block only what is compacted.
-        compact(&mut log, base)?;
+        compact(log, base)?;
         last = last.max(base);
     }
     for run in &change.runs {
@@ -72,7 +81,7 @@ where
         if run.first != last + 1 || !is_one_thing {
             return refused(format!("a run that begins at {} after entry {last}", run.first));
         }
-        format::append(&mut log, run)?;
+        format::append(log, run)?;
         last = run.last().index;
     }
     Ok(last)
@@ -80,7 +89,7 @@ where
 
 /// Removes the entries from an index on.
 fn truncate<T: DeserializeOwned>(log: &mut Table<u64, &[u8]>, from: Index) -> Outcome<()> {
-    log.retain_in(from as u64.., |_, _| false).map_err(boxed)?;
+    log.retain_in(from as u64..STATE, |_, _| false).map_err(boxed)?;
     match format::block_at(log, from)? {
         Some(mut block) if block.last() >= from => {
             block.truncate::<T>(from)?;
@@ -121,7 +130,7 @@ where
 {
     let transaction = database.begin_read().map_err(boxed)?;
     let records = transaction.open_table(RECORDS).map_err(boxed)?;
-    let state = read_state(&records)?;
+    let state = format::state(&transaction.open_table(LOG).map_err(boxed)?)?;
     if state != *expected {
         return damaged("the record of the term and the vote has changed since it was opened");
     }
@@ -182,7 +191,7 @@ pub(crate) fn blocks(
 ) -> Outcome<()> {
     let log = transaction.open_table(LOG).map_err(boxed)?;
     let (mut last, mut is_first) = (state.compacted, true);
-    for row in log.iter().map_err(boxed)? {
+    for row in log.range(..STATE).map_err(boxed)? {
         let (first, row) = row.map_err(boxed)?;
         let block = Block::read(first.value(), row.value())?;
         let follows = block.first == last.index + 1 || is_first && block.first <= last.index + 1;

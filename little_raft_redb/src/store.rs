@@ -3,9 +3,12 @@
 use crate::Options;
 use crate::error::{Outcome, REMEDY, boxed, damaged, guarded, refused};
 use crate::format::{self, Identity, LOG, RECORDS, SNAPSHOT, State};
+use crate::log_table;
 use crate::marker::{Marker, Stage};
-use little_raft::Index;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, RepairSession, StorageBackend};
+use little_raft::{Change, Index};
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase};
+use redb::{RepairSession, StorageBackend};
+use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::{self, Debug, Formatter};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Error, ErrorKind};
@@ -51,6 +54,9 @@ pub(crate) struct Store {
     pub(crate) directory: PathBuf,
     pub(crate) file: PathBuf,
     pub(crate) database: Database,
+    /// The last save, as if it were being read. With that `redb` leaves the pages that a save
+    /// replaces to the next one; otherwise it would do its books a second time after every save.
+    pub(crate) reader: Option<ReadTransaction>,
     pub(crate) marker: Marker,
     pub(crate) state: State,
     /// How long the log has been since the last look at what is unused.
@@ -89,7 +95,9 @@ impl Store {
         let state = guarded(&file, || check(&database, acknowledged, options))?;
         guarded(&file, || give_back(&mut database, &file, u64::MAX))?;
         let (directory, longest, looked_at) = (directory.to_path_buf(), 0, 0);
-        let mut store = Store { directory, file, database, marker, state, longest, looked_at };
+        let reader = None;
+        let mut store =
+            Store { directory, file, database, reader, marker, state, longest, looked_at };
         store.mark(Stage::Open)?;
         store.marker.sync()?;
         Ok(store)
@@ -103,10 +111,28 @@ impl Store {
         })
     }
 
+    /// Saves a change, durably.
+    pub(crate) fn save<T, D>(&mut self, change: &Change<T, D>) -> io::Result<()>
+    where
+        T: Clone + Serialize + DeserializeOwned,
+        D: Serialize,
+    {
+        if change.compacted != self.state.compacted {
+            // What a compaction replaces is to be unused at once, to be given back.
+            self.reader = None;
+        }
+        let (database, state) = (&self.database, &self.state);
+        let state = guarded(&self.file, || log_table::save(database, state, change))?;
+        self.saved(state)?;
+        let reader = guarded(&self.file, || self.database.begin_read().map_err(boxed))?;
+        self.reader = Some(reader);
+        Ok(())
+    }
+
     /// Puts a save on record that is durable, and makes the file smaller if it was a compaction
     /// that left little of it in use. That is looked at once in as many entries as the log was
     /// long, so that it costs little beside writing them.
-    pub(crate) fn saved(&mut self, state: State) -> io::Result<()> {
+    fn saved(&mut self, state: State) -> io::Result<()> {
         let before = replace(&mut self.state, state);
         self.mark(Stage::Open)?;
         self.longest = self.longest.max(before.last.saturating_sub(before.compacted.index));
@@ -121,7 +147,8 @@ impl Store {
     /// Closes everything, and says so in the marker, so that the next start knows that there was no
     /// crash. Without that, or if it fails, the next start looks closer; nothing is lost.
     pub(crate) fn close(self) {
-        let Store { directory, file, database, mut marker, state, .. } = self;
+        let Store { directory, file, database, reader, mut marker, state, .. } = self;
+        drop(reader);
         let closed = guarded(&file, || database.close().map_err(boxed))
             .and_then(|()| marker.write(Stage::Closed, state.saves))
             .and_then(|()| marker.sync());
@@ -174,8 +201,8 @@ fn create(directory: &Path, file: &Path, marker: &mut Marker, options: &Options)
         {
             let mut records = transaction.open_table(RECORDS).map_err(boxed)?;
             format::put(&mut records, "identity", &options.identity)?;
-            format::put(&mut records, "state", &State::default())?;
-            transaction.open_table(LOG).map_err(boxed)?;
+            let mut log = transaction.open_table(LOG).map_err(boxed)?;
+            format::put_state(&mut log, &State::default())?;
             transaction.open_table(SNAPSHOT).map_err(boxed)?;
         }
         transaction.commit().map_err(boxed)?;
@@ -259,7 +286,7 @@ fn give_back(database: &mut Database, file: &Path, moved: u64) -> Outcome<()> {
 fn check(database: &Database, acknowledged: u64, options: &Options) -> Outcome<State> {
     let transaction = database.begin_read().map_err(boxed)?;
     let records = transaction.open_table(RECORDS).map_err(boxed)?;
-    let state = read_state(&records)?;
+    let state = format::state(&transaction.open_table(LOG).map_err(boxed)?)?;
     let found: Identity = format::get(&records, "identity")?.unwrap_or_default();
     drop((records, transaction));
     let identity = merged(&found, options)?;
@@ -300,14 +327,4 @@ fn merged(found: &Identity, options: &Options) -> Outcome<Identity> {
     }
     let cluster_id = found.cluster_id.as_ref().or(wanted.cluster_id.as_ref()).cloned();
     Ok(Identity { replica_id: found.replica_id.or(wanted.replica_id), cluster_id })
-}
-
-/// The state, without which nothing else means anything.
-pub(crate) fn read_state(
-    records: &impl redb::ReadableTable<&'static str, &'static [u8]>,
-) -> Outcome<State> {
-    match format::get(records, "state")? {
-        Some(state) => Ok(state),
-        None => damaged("the record of the term and the vote is missing"),
-    }
 }
