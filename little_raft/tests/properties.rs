@@ -737,17 +737,21 @@ fn appends_to(raft: &mut Raft<Number, Vec<u32>>, peer: ReplicaID) -> Vec<(Index,
 /// A leader of term 1 and of three voters, at the end of the turn in which it was elected.
 fn leader() -> Raft<Number, Vec<u32>> {
     let mut raft = Follower::new(0, 1, false).raft;
+    elect(&mut raft);
+    raft
+}
+
+fn elect(raft: &mut Raft<Number, Vec<u32>>) {
     let vote = |raft: &mut Raft<Number, Vec<u32>>, pre, term| {
         let body = Body::Vote { pre, granted: true };
         raft.step(raft.deadline, Message::Protocol { from_id: 1, term, body });
     };
     raft.tick(raft.deadline);
-    vote(&mut raft, true, 0);
-    vote(&mut raft, false, 1);
+    vote(raft, true, 0);
+    vote(raft, false, 1);
     assert_eq!(raft.status().leader, Some(FOLLOWER));
-    let sent = appends_to(&mut raft, 1);
+    let sent = appends_to(raft, 1);
     assert!(matches!(sent[..], [(1, 1, _)]), "{sent:?}");
-    raft
 }
 
 fn answer(raft: &mut Raft<Number, Vec<u32>>, result: Result<Index, LogId>, round: Duration) {
@@ -815,6 +819,78 @@ fn what_is_underway_to_a_peer_is_bounded() {
     assert_eq!(raft.status().peers[&1].next, lost.index + 1);
 }
 
+/// F3: entries that were appended apart share a message if there is room for all of them.
+#[test]
+fn a_message_holds_whole_runs_up_to_its_bound() {
+    for (count, messages) in [(BATCH - 1, vec![(1, BATCH)]), (BATCH, vec![(1, 1), (2, BATCH)])] {
+        let mut raft = leader();
+        let round = raft.status().peers[&1].since;
+        answer(&mut raft, Err(LogId::default()), round);
+        raft.propose(vec![Number(1); count]);
+        assert_eq!(appends_to(&mut raft, 1), [], "it is not known yet where the logs agree");
+        let round = raft.status().peers[&1].since;
+        answer(&mut raft, Ok(0), round);
+        let sent = appends_to(&mut raft, 1);
+        assert_eq!(sent.iter().map(|it| (it.0, it.1)).collect::<Vec<_>>(), messages);
+    }
+}
+
+/// F6: a peer whose next entry is compacted while it is not underway gets none of those that follow:
+/// it could not take them.
+#[test]
+fn what_follows_a_compacted_entry_is_not_sent() {
+    let mut raft = Follower::new(1, 1, false).raft;
+    elect(&mut raft);
+    raft.propose((0..IN_FLIGHT as u32).map(Number).collect());
+    let sent = appends_to(&mut raft, 1);
+    let (first, count, round) = *sent.last().expect("some are sent");
+    let next = first + count;
+    raft.propose(vec![Number(1)]);
+    raft.propose(vec![Number(2)]);
+    assert_eq!(appends_to(&mut raft, 1), [], "as much is underway as may be");
+
+    let last = next + 1;
+    let body = Body::Appended { result: Ok(last), round };
+    raft.step(Duration::ZERO, Message::Protocol { from_id: 2, term: 1, body });
+    assert_eq!(appends_to(&mut raft, 1), []);
+    while !raft.committed().is_empty() {
+        raft.applied(raft.committed().len());
+    }
+    let (last_included_index, last_included_term) = (last, 1);
+    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+    assert_eq!(raft.status().first_index, next + 1, "the next entry was the last compacted");
+
+    answer(&mut raft, Ok(1 + BATCH), round);
+    assert_eq!(appends_to(&mut raft, 1), []);
+    assert_eq!(raft.status().peers[&1].next, next);
+}
+
+/// A leader asks for no more transitions while too many wait to be applied, until one of them is.
+/// Who does not lead asks however much it holds: it abandons them at once.
+#[test]
+fn a_leader_asks_for_no_more_than_it_can_apply() {
+    let mut raft = leader();
+    raft.propose((0..IN_FLIGHT as u32 - 2).map(Number).collect());
+    assert!(raft.wants_transitions());
+    raft.propose(vec![Number(1)]);
+    assert_eq!(raft.status().last_index, IN_FLIGHT);
+    assert!(!raft.wants_transitions());
+
+    let (.., round) = appends_to(&mut raft, 1)[0];
+    answer(&mut raft, Ok(IN_FLIGHT), round);
+    raft.outputs();
+    assert_eq!((raft.status().commit, raft.status().applied), (IN_FLIGHT, 0));
+    raft.applied(1);
+    assert!(raft.wants_transitions());
+    raft.propose(vec![Number(2)]);
+    assert!(!raft.wants_transitions());
+
+    let (role, body) = (Role::Follower, Body::Vote { pre: false, granted: false });
+    raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 2, body });
+    assert_eq!((raft.status().role, raft.status().applied), (role, 1));
+    assert!(raft.wants_transitions());
+}
+
 // What cannot have been saved.
 
 /// S17, R3: a log with a gap, with one between snapshot and log, or with terms that fall is refused at
@@ -839,6 +915,7 @@ fn what_no_replica_saves_is_refused() {
     };
     assert!(start(2, 3, snapshot(3), vec![run(4, 1, 2), run(6, 2, 1)]).is_ok());
     assert!(start(2, 3, snapshot(5), vec![run(4, 1, 2), run(6, 2, 1)]).is_ok());
+    assert!(start(usize::MAX / 2 - 1, 3, snapshot(3), vec![]).is_ok());
 
     let gap_after_the_snapshot = start(2, 3, snapshot(3), vec![run(10, 1, 3)]);
     let gap_in_the_log = start(2, 3, snapshot(3), vec![run(4, 1, 2), run(7, 2, 1)]);
@@ -846,6 +923,7 @@ fn what_no_replica_saves_is_refused() {
     let compacted_without_a_snapshot = start(2, 3, None, vec![run(4, 1, 2)]);
     let snapshot_beyond_the_log = start(2, 3, snapshot(9), vec![run(4, 1, 2)]);
     let entries_of_a_later_term = start(1, 3, snapshot(3), vec![run(4, 2, 2)]);
+    let term_beyond_belief = start(usize::MAX / 2, 3, snapshot(3), vec![]);
     let refused = [
         gap_after_the_snapshot,
         gap_in_the_log,
@@ -853,11 +931,30 @@ fn what_no_replica_saves_is_refused() {
         compacted_without_a_snapshot,
         snapshot_beyond_the_log,
         entries_of_a_later_term,
+        term_beyond_belief,
     ];
     for raft in refused {
         let error = raft.expect_err("this cannot have been saved");
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
     }
+}
+
+/// M7: where the snapshot ends, the configuration holds that the log has up to there, not that of the
+/// beginning, if the state machine has brought a snapshot of which the storage knows nothing yet.
+#[test]
+fn the_log_says_which_configuration_a_snapshot_has() {
+    let values = [Value::Number(1), Value::Configuration(7), Value::Number(2)];
+    let snapshot = Snapshot { last_included_index: 3, last_included_term: 1, data: vec![1, 2] };
+    let saved = Change {
+        term: 1,
+        runs: runs(1, &values.map(|value| (1, value)), 1),
+        snapshot: Some(snapshot),
+        ..Change::default()
+    };
+    let config = Follower::new(2, 1, false).config;
+    let raft = Raft::<Number, Vec<u32>>::new(config, Number(0), saved, Duration::ZERO);
+    let change = raft.expect("this can have been saved").outputs().change.expect("not saved yet");
+    assert_eq!(change.membership, Some(configuration(Some(7))));
 }
 
 // Messages that no replica sends.

@@ -2,11 +2,12 @@
 
 use crate::support::*;
 use crossbeam_channel::{Sender, bounded};
-use little_raft::{Body, Replica, StateMachine, TransitionState};
-use std::collections::BTreeSet;
+use little_raft::{Body, Replica, Run, StateMachine, TransitionState};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// More transitions than a replica may hold at once.
 const FLOOD: usize = 200_000;
@@ -133,4 +134,53 @@ fn heartbeats_leave_between_transitions_that_take_long_to_apply() {
     });
     let rounds: BTreeSet<_> = rounds.collect();
     assert!(rounds.len() >= 20, "{} heartbeats in forty heartbeat timeouts", rounds.len());
+}
+
+/// A follower that is sent these runs, all of them committed. Returns how many transitions it applies
+/// in each turn, if each takes so long.
+fn applied_in_turns(heartbeat: Duration, runs: Vec<Run<Write>>, each: Duration) -> Vec<usize> {
+    let (net, book) = (Net::new(3), Arc::new(Mutex::new(Book::default())));
+    let wire = Arc::new(Mutex::new(Wire::new(1, &net)));
+    let node = Node::run(&wire, &book, &[2, 3], NEVER, |_| {
+        Replica::new(1, vec![2, 3], wire.clone(), book.clone(), Write(NOOP), heartbeat, NEVER)
+    });
+    let (in_turns, shared) = (Arc::new(Mutex::new(BTreeMap::new())), node.shared.clone());
+    let record = in_turns.clone();
+    node.book().probe = Some(Box::new(move |name| {
+        if name == "apply_transition" {
+            let (turn, now) = (shared.turns.load(SeqCst), Instant::now());
+            let mut record = record.lock().unwrap();
+            let (began, count) = record.entry(turn).or_insert((now, 0));
+            *count += 1;
+            // If one takes longer, the next shall make up for it.
+            let end = *began + each * *count;
+            drop(record);
+            thread::sleep(end.saturating_duration_since(now));
+        }
+    }));
+    let last = runs.last().map_or(0, |run| run.last().index);
+    node.hear(2, 1, append((0, 0), runs, last));
+    let counts = || in_turns.lock().unwrap().values().map(|it| it.1 as usize).collect::<Vec<_>>();
+    node.until("all is applied", || counts().iter().sum::<usize>() == last);
+    node.shared.halt.store(true, SeqCst);
+    node.ring();
+    counts()
+}
+
+/// What is committed is applied as fast as it can be: run by run, and the next turn does not wait.
+#[test]
+fn what_is_committed_is_applied_at_once() {
+    let ids: Vec<usize> = (1..=3_000).collect();
+    let runs = ids.chunks(1_000).map(|ids| run(ids[0], 1, ids)).collect();
+    let in_turns = applied_in_turns(NEVER.0 / 2, runs, Duration::ZERO);
+    assert_eq!(in_turns, [1_000, 1_000, 1_000]);
+}
+
+/// Every 64 transitions somebody looks at the clock, whether they take long.
+#[test]
+fn a_turn_ends_soon_after_a_quarter_of_the_heartbeat_timeout() {
+    let ids: Vec<usize> = (1..=600).collect();
+    let each = Duration::from_millis(1);
+    let in_turns = applied_in_turns(each * 4 * 150, vec![run(1, 1, &ids)], each);
+    assert!(in_turns.iter().all(|count| *count < 150 + 64), "{in_turns:?}");
 }

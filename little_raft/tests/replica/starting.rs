@@ -1,7 +1,9 @@
 //! Starting: from nothing, from what the storage holds, from what the state machine remembers.
 
 use crate::support::*;
-use little_raft::{Change, LogId, Membership, Message, Role, Snapshot, Storage};
+use little_raft::{
+    Change, LogId, Membership, Message, Role, Snapshot, StateMachine, Storage, TransitionState,
+};
 use little_raft_sim::MemoryStorage;
 use std::io::ErrorKind;
 use std::sync::Mutex;
@@ -233,4 +235,27 @@ fn a_replica_that_keeps_nothing_warns_of_it() {
     let warnings = WARNINGS.lock().unwrap();
     assert!(warnings.iter().any(|it| it.starts_with("9001:")), "{warnings:?}");
     assert!(!warnings.iter().any(|it| it.starts_with("9002:")), "{warnings:?}");
+}
+
+/// A state machine that knows nothing but transitions.
+struct Plain;
+
+impl StateMachine<Write, Vec<usize>> for Plain {
+    fn register_transition_state(&mut self, _: usize, _: TransitionState) {}
+    fn apply_transition(&mut self, _: Write) {}
+    fn get_pending_transitions(&mut self) -> Vec<Write> {
+        Vec::new()
+    }
+}
+
+#[test]
+#[should_panic(expected = "implement set_snapshot for LogId { term: 2, index: 7 }")]
+fn a_state_machine_that_knows_no_snapshots_passes_over_none() {
+    Plain.set_snapshot(Snapshot { last_included_index: 7, last_included_term: 2, data: vec![] });
+}
+
+#[test]
+#[should_panic(expected = "with_snapshots needs StateMachine::create_snapshot at 7@2")]
+fn a_state_machine_that_knows_no_snapshots_creates_none() {
+    Plain.create_snapshot(7, 2);
 }

@@ -41,10 +41,14 @@ fn after_a_halt_start_goes_on_where_it_stopped() {
         shared.halt.store(false, SeqCst);
         let (recv_msg, heard) = (net.bell(1), heard.clone());
         let thread = thread::spawn(move || (replica.start(recv_msg, heard), replica));
+        let mut asked = 0;
         eventually("a write", || {
             let mut book = book.lock().unwrap();
-            if book.pending.is_empty() && !book.states(life).contains(&TransitionState::Queued) {
+            let refused = |state: &&_| matches!(state, TransitionState::Abandoned(_));
+            // Again only once it is told that nothing comes of it.
+            if book.states(life).iter().filter(refused).count() == asked {
                 book.pending.push(Write(life));
+                asked += 1;
             }
             bell.send(()).unwrap();
             book.written.contains(&life)

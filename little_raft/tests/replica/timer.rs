@@ -4,9 +4,11 @@
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
 use crate::support::*;
+use little_raft::{Body, Replica};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A wall clock that stands still, so that the timer never fires. The monotonic clock goes on.
 const STANDING_CLOCK: &str = r"
@@ -22,6 +24,40 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
     return 0;
 }
 ";
+
+/// Without the timer the loop would wait for a whole heartbeat timeout again whenever something else
+/// has woken it.
+#[test]
+fn heartbeats_are_on_time_whatever_else_wakes_the_loop() {
+    let heartbeat = Duration::from_millis(200);
+    let (net, book) = (Net::new(3), Arc::new(Mutex::new(Book::default())));
+    let wire = Arc::new(Mutex::new(Wire::new(1, &net)));
+    let (node, mut puppet) = (
+        Node::run(&wire, &book, &[2, 3], NEVER, |_| {
+            let (wire, book, range) = (wire.clone(), book.clone(), (heartbeat * 2, heartbeat * 3));
+            Replica::new(1, vec![2, 3], wire, book, Write(NOOP), heartbeat, range)
+        }),
+        Puppet::new(2, &net),
+    );
+    let mut rounds = Vec::new();
+    while rounds.len() < 7 {
+        puppet.letters.clear();
+        node.until("a heartbeat", || {
+            puppet.play();
+            rounds.extend(puppet.bodies().find_map(|body| match body {
+                Body::AppendEntries { round, .. } => Some(*round),
+                _ => None,
+            }));
+            !puppet.letters.is_empty()
+        });
+        thread::sleep(heartbeat * 6 / 10);
+        node.ring();
+    }
+    let gaps: Vec<_> = rounds.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // The first belongs to the election, and a busy machine may be late, but not always.
+    let least = gaps.iter().skip(1).min();
+    assert!(least.is_some_and(|gap| *gap < heartbeat * 5 / 4), "{gaps:?}");
+}
 
 #[test]
 fn a_silent_timer_stops_no_election() {
