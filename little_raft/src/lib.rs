@@ -122,10 +122,9 @@
 //! 4. `log`: the only place that does index arithmetic;
 //! 5. [`raft`]: one replica as a pure machine, with the gate through which every message comes, the
 //!    one function that changes term and role, and the laws that are checked each turn;
-//! 6. `election`: how a leader comes to be;
+//! 6. `election`: how a leader comes to be, and how to read, without writing, from one that still is;
 //! 7. `replication`: how a log spreads, at the leader and at a follower;
-//! 8. `reads`: how to read without writing;
-//! 9. [`replica`]: the blocking loop, the only place with a thread, a lock, a clock and a channel.
+//! 8. [`replica`]: the blocking loop, the only place with a thread, a lock, a clock and a channel.
 //!
 //! Why things are as they are, and what was refused, is told in `docs/design.md`; how they are
 //! tested, in `docs/testing.md`.
@@ -140,7 +139,6 @@
 mod election;
 mod log;
 mod membership;
-mod reads;
 mod replication;
 
 pub mod cluster;
@@ -155,12 +153,8 @@ pub use {replication::*, state_machine::*, storage::*};
 
 // What nearly every module uses; each begins with `use crate::*`.
 pub(crate) use ::log::{info, warn};
-pub(crate) use rand::RngExt;
+pub(crate) use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 pub(crate) use std::mem::{replace, take};
-pub(crate) use std::{io, sync::Arc, sync::Mutex, time::Duration, time::Instant};
-
-/// The README's example is the crate's, and must run as well.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
+pub(crate) use std::{fmt::Debug, io, sync::Arc, sync::Mutex, time::Duration, time::Instant};
+pub(crate) use {TransitionAbandonedReason::*, TransitionState::*, io::ErrorKind::*};

@@ -6,11 +6,11 @@
 //! ------------+---------------------------+-----------+-------------+
 //! ```
 
-use crate::{raft::LIMIT, *};
+use crate::*;
 
 /// The entries after `base`, held as the runs in which they were appended.
 #[derive(Clone, Debug)]
-pub(crate) struct Log<T> {
+pub(crate) struct Log<T, D> {
     /// The last compacted entry. It is known, those before it are forgotten.
     pub(crate) base: LogId,
     /// Up to here the log is durable.
@@ -21,19 +21,26 @@ pub(crate) struct Log<T> {
     /// The configurations, each with the index from which it holds; of the first that is the end of
     /// the snapshot. One takes effect by being appended, and is reverted by being truncated (§6).
     pub(crate) memberships: Vec<(Index, Arc<Membership>)>,
+    pub(crate) snapshot: Option<Snapshot<D>>,
+    /// The term, vote and end of the snapshot that are saved; nothing before the first save.
+    pub(crate) durable: Option<(Term, Option<ReplicaID>, Index)>,
+    /// What this replica queued in leaderships that are over, and whose fate is not known yet.
+    pub(crate) orphans: BTreeMap<LogId, T>,
 }
 
-impl<T: Clone> Log<T> {
+impl<T: Clone, D> Log<T, D> {
     /// The log as it was saved, if it can have been: in order, without gaps, reaching the snapshot.
-    pub(crate) fn load<D>(saved: &Change<T, D>, initial: Membership) -> Option<Log<T>> {
-        let snapshot = saved.snapshot.as_ref().map_or(LogId::default(), Snapshot::last);
-        let initial = Arc::new(saved.membership.clone().unwrap_or(initial));
-        let (base, truncated, runs) = (saved.compacted, None, VecDeque::new());
-        let memberships = vec![(snapshot.index, initial)];
-        let mut log = Log { base, saved: base.index, truncated, runs, memberships };
-        let fits = base.term <= saved.term && log.splice(base, saved.runs.clone(), saved.term, 0);
+    pub(crate) fn load(from: Change<T, D>, initial: Membership) -> Option<Self> {
+        let Change { term, voted_for, compacted: base, snapshot, membership, .. } = from;
+        let end = snapshot.as_ref().map_or(LogId::default(), Snapshot::last);
+        let durable = membership.is_some().then_some((term, voted_for, end.index));
+        let memberships = vec![(end.index, Arc::new(membership.unwrap_or(initial)))];
+        let (saved, truncated, runs, orphans) =
+            (base.index, None, VecDeque::new(), BTreeMap::new());
+        let mut log = Log { base, saved, truncated, runs, memberships, snapshot, durable, orphans };
+        let fits = base.term <= term && log.splice(base, from.runs, term, saved) && log.holds(end);
         log.saved = log.last().index;
-        (fits && log.holds(snapshot) && saved.term.max(log.saved) < LIMIT).then_some(log)
+        (fits && term.max(log.saved) < LIMIT).then_some(log)
     }
 
     /// The last entry, or the base if there is none.
@@ -81,12 +88,9 @@ impl<T: Clone> Log<T> {
     ) -> bool {
         for run in runs {
             let last = run.last();
-            let mut indexes = run.first.max(self.base.index + 1)..=last.index;
+            let mut indexes = run.first.max(self.base.index)..=last.index;
             let new = indexes.find(|&index| !self.holds(LogId { index, ..last }));
-            let covers = (run.first..=last.index).contains(&self.base.index);
-            let contradicts =
-                covers && run.term != self.base.term || new.is_some_and(|it| it <= commit);
-            if contradicts || !run.follows(prev, term) {
+            if new.is_some_and(|index| index <= commit) || !run.follows(prev, term) {
                 return false;
             } else if let Some(from) = new {
                 self.truncate(from);
@@ -110,20 +114,23 @@ impl<T: Clone> Log<T> {
     }
 
     /// Forgets the entries up to index `to`, and the configurations before that of the snapshot.
-    pub(crate) fn compact(&mut self, snapshot: Index, to: Index) {
-        let covered = self.memberships.partition_point(|(index, _)| *index <= snapshot);
+    pub(crate) fn compact(&mut self, snapshot: Snapshot<D>, to: Index) {
+        let end = snapshot.last_included_index;
+        let covered = self.memberships.partition_point(|(index, _)| *index <= end);
         self.memberships.drain(..covered - 1);
-        self.memberships[0].0 = snapshot;
+        (self.memberships[0].0, self.snapshot) = (end, Some(snapshot));
         self.base = self.entry(to).unwrap_or(self.base);
         self.runs.drain(..self.place(self.base.index + 1));
     }
 
     /// Replaces the whole log by the end of a snapshot.
-    pub(crate) fn reset(&mut self, snapshot: LogId, membership: Membership) {
+    pub(crate) fn reset(&mut self, snapshot: Snapshot<D>, membership: Membership) {
         self.truncate(self.base.index + 1);
         self.runs.clear();
-        (self.base, self.saved) = (snapshot, snapshot.index);
-        self.memberships = vec![(snapshot.index, Arc::new(membership))];
+        self.base = snapshot.last();
+        self.saved = self.base.index;
+        self.memberships = vec![(self.saved, Arc::new(membership))];
+        self.snapshot = Some(snapshot);
     }
 
     /// The entries from index `from` on: as many whole runs as have at most `limit` entries
@@ -155,12 +162,9 @@ impl<T: Clone> Log<T> {
 
     /// The place among the runs of the one that holds an index; their number if none does.
     fn place(&self, index: Index) -> usize {
-        match self.runs.back() {
-            // Nearly always it is the last, or none.
-            Some(run) if index >= run.first => {
-                self.runs.len() - usize::from(index <= run.last().index)
-            }
-            _ => self.runs.partition_point(|run| run.first <= index).saturating_sub(1),
-        }
+        let holds = |run: &Run<T>| (run.first..=run.last().index).contains(&index);
+        let in_last = self.runs.back().is_some_and(holds); // Nearly always.
+        let before = |run: &Run<T>| run.last().index < index;
+        if in_last { self.runs.len() - 1 } else { self.runs.partition_point(before) }
     }
 }

@@ -18,9 +18,7 @@
 //!
 //! Nothing that promises anything leaves before what it promises is durable.
 
-use crate::{TransitionAbandonedReason::NotLeader, log::Log, reads::Read, replication::Leading, *};
-use io::ErrorKind::{InvalidData, InvalidInput};
-use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
+use crate::{election::Read, log::Log, *};
 
 /// Entries that one message holds at most.
 pub(crate) const MAX_BATCH: usize = 1024;
@@ -90,8 +88,15 @@ pub struct Status {
     pub role: Role,
     /// Its term.
     pub term: Term,
+    /// Whom it voted for in that term.
+    pub voted_for: Option<ReplicaID>,
     /// The leader of that term, if known.
     pub leader: Option<ReplicaID>,
+    /// Until when that leader, or an earlier one, counts as alive: then nobody gets a vote, whatever
+    /// the term, unless the leader itself asked for the election (thesis §4.2.3). Its lease counts
+    /// on it. With leases, so does a start: this replica may have heard a leader that it does not
+    /// remember.
+    pub loyal_until: Duration,
     /// The configuration in force, committed or not.
     pub membership: Arc<Membership>,
     /// Index up to which the log is known to be committed.
@@ -156,20 +161,10 @@ pub struct Raft<T, D = Vec<u8>> {
     /// When [`tick`](Self::tick) is due next: for a leader to send heartbeats, or else to stand for
     /// election.
     pub deadline: Duration,
-    /// Until when a leader counts as alive: then nobody gets a vote, whatever the term, unless that
-    /// leader itself asked for the election (thesis §4.2.3). Its lease counts on it. With leases,
-    /// so does a start: this replica may have heard a leader that it does not remember.
-    pub(crate) loyal_until: Duration,
-    pub(crate) voted_for: Option<ReplicaID>,
     /// What belongs to a candidacy or a leadership, and ends with it.
     pub(crate) leading: Leading,
-    pub(crate) log: Log<T>,
-    pub(crate) snapshot: Option<Snapshot<D>>,
-    /// The term, vote and snapshot that are saved; nothing before the first save.
-    durable: Option<(Term, Option<ReplicaID>, Index)>,
+    pub(crate) log: Log<T, D>,
     pub(crate) reads: Vec<Read>,
-    /// What this replica queued in leaderships that are over, and whose fate is not known yet.
-    pub(crate) orphans: BTreeMap<LogId, T>,
     pub(crate) outputs: Outputs<T, D>,
 }
 
@@ -192,28 +187,16 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let voters = peer_ids.iter().chain([id]).copied().filter(|_| !config.joining).collect();
         let initial = Membership { voters, ..Membership::default() };
         let impossible = || io::Error::new(InvalidData, "no replica has ever saved such a state");
-        let log = Log::load(&saved, initial).ok_or_else(impossible)?;
-        let (id, term, start) = (*id, saved.term, log.memberships[0].0);
-        let me = Status { id, now, term, commit: start, applied: start, ..Status::default() };
-        let mut raft = Raft {
-            random: Xoshiro256PlusPlus::seed_from_u64(config.seed),
-            me,
-            tell_at: now,
-            deadline: now,
-            loyal_until: now.saturating_add(drift.map_or(Duration::ZERO, |_| least)),
-            config,
-            noop,
-            voted_for: saved.voted_for,
-            leading: Leading::default(),
-            log,
-            snapshot: saved.snapshot,
-            durable: saved.membership.map(|_| (term, saved.voted_for, start)),
-            reads: Vec::new(),
-            orphans: BTreeMap::new(),
-            outputs: Outputs::default(),
-        };
-        raft.reset_election_timer();
-        Ok(raft)
+        let loyal_until = now.saturating_add(drift.map_or(Duration::ZERO, |_| least));
+        let (id, term, voted_for) = (*id, saved.term, saved.voted_for);
+        let log = Log::load(saved, initial).ok_or_else(impossible)?;
+        let commit = log.memberships[0].0;
+        let me = Status { id, now, term, voted_for, loyal_until, commit, ..Status::default() };
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+        let deadline = now.saturating_add(random.random_range(least..=greatest));
+        let (me, tell_at) = (Status { applied: commit, ..me }, now);
+        let (leading, reads, outputs) = Default::default();
+        Ok(Raft { config, noop, random, me, deadline, tell_at, leading, log, reads, outputs })
     }
 
     /// Takes in a message at time `now`, the time since the replica began on a clock that never
@@ -239,7 +222,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
             Body::Request(request) => self.on_request(request, true),
             _ if term < self.me.term => self.send(from, Body::Vote { pre: false, granted: false }),
-            Body::RequestVote { transfer: false, .. } if self.me.now < self.loyal_until => {}
+            Body::RequestVote { transfer: false, .. } if self.me.now < self.me.loyal_until => {}
             _ if term > self.me.term => {
                 self.enter(term, Role::Follower, None);
                 self.receive(from, term, body);
@@ -270,15 +253,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if self.me.role == Role::Leader {
             for run in self.log.slice(self.leading.first.max(self.me.commit + 1), LIMIT) {
                 let ids = (run.first..).map(|index| LogId { term: run.term, index });
-                self.orphans.extend(ids.zip(run.transitions.iter().cloned()));
+                self.log.orphans.extend(ids.zip(run.transitions.iter().cloned()));
             }
-            self.loyal_until = self.me.now;
+            self.me.loyal_until = self.me.now;
             self.reset_election_timer();
         }
-        self.voted_for = self.voted_for.filter(|_| term == self.me.term);
+        self.me.voted_for = self.me.voted_for.filter(|_| term == self.me.term);
         (self.me.term, self.me.role, self.me.leader) = (term, role, leader);
-        (self.leading, self.tell_at) = (Leading::default(), self.me.now);
-        self.me.peers.clear();
+        (self.leading, self.me.peers) = (Leading::default(), BTreeMap::new());
+        self.tell_at = self.me.now;
         self.reads.iter_mut().for_each(|read| read.overdue_at = self.me.now);
     }
 
@@ -329,18 +312,17 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             self.tell_at = self.me.now + self.config.heartbeat_timeout;
         }
         let (snapshot, membership) = &self.log.memberships[0];
-        let promised = Some((self.me.term, self.voted_for, *snapshot));
-        if self.log.saved < self.log.last().index || promised != self.durable {
-            let (term, voted_for, compacted) = (self.me.term, self.voted_for, self.log.base);
-            let (truncate_from, runs) =
-                (self.log.truncated, self.log.slice(self.log.saved + 1, LIMIT));
-            let mut change =
-                Change { term, voted_for, truncate_from, compacted, runs, ..Change::default() };
-            if self.durable.is_none_or(|(.., saved)| saved != *snapshot) {
-                change.snapshot = self.snapshot.clone();
-                change.membership = Some(Membership::clone(membership));
-            }
-            (self.durable, self.outputs.change) = (promised, Some(change));
+        let promised = Some((self.me.term, self.me.voted_for, *snapshot));
+        if self.log.saved < self.log.last().index || promised != self.log.durable {
+            let news = self.log.durable.is_none_or(|(.., saved)| saved != *snapshot);
+            let (term, voted_for, compacted) = (self.me.term, self.me.voted_for, self.log.base);
+            let (runs, truncate_from) =
+                (self.log.slice(self.log.saved + 1, LIMIT), self.log.truncated);
+            let membership = news.then(|| Membership::clone(membership));
+            let snapshot = if news { self.log.snapshot.clone() } else { None };
+            let new =
+                Change { term, voted_for, truncate_from, compacted, runs, snapshot, membership };
+            (self.log.durable, self.outputs.change) = (promised, Some(new));
         }
         take(&mut self.outputs)
     }
@@ -385,17 +367,12 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             let error = format!("not the snapshot that is due: {:?}", snapshot.last());
             return Err(io::Error::new(InvalidInput, error));
         }
-        let Status { now, applied, ref peers, .. } = self.me;
-        let [delta, longest] =
-            [1, MAX_KEPT].map(|times| self.config.snapshot_delta.saturating_mul(times));
         // A peer that may still be installing a snapshot will need what follows it.
-        let installing =
-            |it: &&Progress| it.activity == Activity::Installing && now < it.patience.0;
-        let needed =
-            peers.values().filter(installing).map(|it| it.next - 1).min().unwrap_or(applied);
-        let kept = needed.min(applied.saturating_sub(delta)).max(applied.saturating_sub(longest));
-        self.log.compact(applied, kept);
-        self.snapshot = Some(snapshot);
+        let Status { now, applied, ref peers, .. } = self.me;
+        let waits = |it: &Progress| it.activity == Activity::Installing && now < it.patience.0;
+        let times = if peers.values().any(waits) { MAX_KEPT } else { 1 };
+        let kept = self.config.snapshot_delta.saturating_mul(times);
+        self.log.compact(snapshot, applied.saturating_sub(kept));
         Ok(())
     }
 
@@ -412,7 +389,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let order = [self.log.base.index, snapshot, me.applied, me.commit, last.index];
         assert!(order.is_sorted(), "base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?} {me:?}");
         assert!(last.term <= me.term, "no entry has a term above the replica's: {last:?} {me:?}");
-        let elected = me.role != Role::Leader || self.voted_for == Some(me.id);
+        let elected = me.role != Role::Leader || self.me.voted_for == Some(me.id);
         assert!(elected, "a leader voted for itself: {me:?}");
         let in_order = |it: &Progress| it.matched < it.next && it.next <= last.index + 1;
         assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");
@@ -425,7 +402,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if to == self.me.id {
             return self.receive(to, term, body);
         }
-        let saved = self.durable.is_some_and(|(saved, ..)| saved == term);
+        let saved = self.log.durable.is_some_and(|(saved, ..)| saved == term);
         let early = saved && matches!(body, Body::AppendEntries { .. });
         let queue = if early { &mut self.outputs.appends } else { &mut self.outputs.messages };
         queue.push((to, Message::Protocol { from_id: self.me.id, term, body }));

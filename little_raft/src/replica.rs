@@ -1,6 +1,6 @@
 //! The blocking loop: the only place with a thread, a lock, a clock and a channel.
 
-use crate::{TransitionState::*, *};
+use crate::*;
 use crossbeam_channel::{Receiver, Select, Sender, bounded, never};
 use timer::{Guard, Timer};
 
@@ -95,11 +95,9 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     pub fn start(
         &mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>,
     ) -> io::Result<()> {
-        let mut raft = match self.raft.take() {
-            Some(Some(raft)) => raft,
-            Some(None) => self.load()?,
-            None => return Err(io::Error::other("this replica has failed before, make a new one")),
-        };
+        let failed = || io::Error::other("this replica has failed before, make a new one");
+        let kept = self.raft.take().ok_or_else(failed)?;
+        let mut raft = kept.map_or_else(|| self.load(), Ok)?;
         let (wake, recv_timer) = bounded(1);
         let channels = [recv_msg, recv_transition, recv_timer];
         let mut wakeups = Wakeups { channels, timer: Timer::new(), wake, armed: None };
@@ -123,8 +121,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         if loaded.is_none() {
             warn!("{}: keeps nothing, must not come back under its id", self.config.id);
         }
-        let (mut saved, mut state_machine) =
-            (loaded.unwrap_or_default(), lock(&self.state_machine)?);
+        let mut saved = loaded.unwrap_or_default();
+        let mut state_machine = lock(&self.state_machine)?;
         let restore = saved.snapshot.clone();
         if restore.is_none() {
             saved.snapshot = state_machine.get_snapshot();
@@ -229,14 +227,24 @@ struct Wakeups {
 }
 
 impl Wakeups {
-    /// Waits for a notification until `wake_at`, though no longer than `longest`, because the timer
-    /// follows the wall clock, which may be set back.
+    /// Waits for a notification, or for the timer, which is to wake the loop at `wake_at` or earlier;
+    /// though no longer than `longest`, because it follows the wall clock, which may be set back.
     fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
-        self.arm(now, wake_at);
+        let left = wake_at.saturating_sub(now).min(Duration::from_secs(3600));
+        let armed = self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at));
+        if !armed && !left.is_zero() {
+            let wake = self.wake.clone();
+            let at = |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
+            // The type of a date is chrono's, which `timer` does not name for us: its default value
+            // is the Unix epoch, and a `Duration` can be added to it.
+            let epoch = default_argument(&at).to_utc();
+            let today = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            self.armed = Some((wake_at, at(epoch + today + left)));
+        }
         let mut select = Select::new();
         self.channels.iter().for_each(|channel| _ = select.recv(channel));
         // Which of them is ready shows when their tokens are taken.
-        let _ = select.ready_timeout(if wake_at > now { longest } else { Duration::ZERO });
+        let _ = select.ready_timeout(if left.is_zero() { left } else { longest });
     }
 
     /// Takes all notifications there are: they are tokens, not counts. Not before it is certain that
@@ -249,22 +257,6 @@ impl Wakeups {
                     token => *due |= token.is_ok(),
                 }
             }
-        }
-    }
-
-    /// Has the timer wake the loop at `wake_at`, unless it does so earlier anyway.
-    fn arm(&mut self, now: Duration, wake_at: Duration) {
-        let armed = self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at));
-        if wake_at > now && !armed {
-            let wake = self.wake.clone();
-            let schedule =
-                |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
-            // The type of a date is chrono's, which `timer` does not name for us: its default value
-            // is the Unix epoch, and a `Duration` can be added to it.
-            let epoch = default_argument(&schedule).to_utc();
-            let today = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-            let wait = (wake_at - now).min(Duration::from_secs(3600));
-            self.armed = Some((wake_at, schedule(epoch + today + wait)));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! How a log spreads: what a leader knows of its peers, what it does, and what a follower does.
 
-use crate::raft::{LIMIT, MAX_BATCH, MAX_UNAPPLIED, MAX_UNDERWAY};
-use crate::{TransitionAbandonedReason::*, *};
+use crate::*;
 
 /// What a leader is doing about a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +165,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     fn send_snapshot(&mut self, to: ReplicaID) {
         let (least, round) = (self.config.election_timeout_range.1, self.leading.round);
         let receiver = self.me.peers.get_mut(&to);
-        let (Some(snapshot), Some(peer)) = (self.snapshot.clone(), receiver) else { return };
+        let (Some(snapshot), Some(peer)) = (self.log.snapshot.clone(), receiver) else { return };
         let wait = (peer.patience.1 * 2).clamp(least, least * 64);
         peer.activity = Activity::Installing;
         peer.patience = (self.me.now.saturating_add(wait), wait);
@@ -178,10 +177,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Takes note of a peer's answer to a round of this leadership. From before it became a peer,
     /// or before the leader went back for it, an answer says nothing.
     pub(crate) fn on_appended(&mut self, from: ReplicaID, result: Answer, round: Round) {
-        let (last, base) = (self.log.last().index, self.log.base);
-        let rounds = |it: &Progress| it.since..=self.leading.round;
-        let current =
-            |it: &&mut Progress| rounds(it).contains(&round) && result.unwrap_or(0) <= last;
+        let (last, base, newest) = (self.log.last().index, self.log.base, self.leading.round);
+        let possible = result.unwrap_or(0) <= last;
+        let current = |it: &&mut Progress| possible && (it.since..=newest).contains(&round);
         let Some(peer) = self.me.peers.get_mut(&from).filter(current) else { return };
         peer.heard = peer.heard.max(round);
         match result {
@@ -215,11 +213,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// configuration must not overlap another: every earlier one must be committed, and so must an
     /// entry of this term.
     pub(crate) fn on_request(&mut self, request: Request, forwarded: bool) {
-        let (since, current) = self.log.membership().clone();
-        let settled =
-            current.outgoing.is_empty() && self.leading.first.max(since) <= self.me.commit;
+        let (since, active) = self.log.membership().clone();
+        let settled = active.outgoing.is_empty() && self.leading.first.max(since) <= self.me.commit;
         let free = self.me.role == Role::Leader && self.leading.transfer.is_none();
-        let may_lead = |id: &ReplicaID| *id != self.me.id && current.voters.contains(id);
+        let may_lead = |id: &ReplicaID| *id != self.me.id && active.voters.contains(id);
         if let Some(id) = self.me.leader.filter(|id| *id != self.me.id && !forwarded) {
             return self.send(id, Body::Request(request));
         }
@@ -230,8 +227,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.begin_round();
             }
             Request::ChangeMembership(asked) if free && settled && !asked.voters.is_empty() => {
-                let joint = asked.voters != current.voters;
-                let outgoing = if joint { current.voters.clone() } else { BTreeSet::new() };
+                let joint = asked.voters != active.voters;
+                let outgoing = if joint { active.voters.clone() } else { BTreeSet::new() };
                 self.append_as_leader(Vec::new(), Some(Membership { outgoing, ..asked }));
                 self.watch_members();
             }
@@ -250,7 +247,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let heeds = self.me.leader == Some(leader_id);
         if heeds {
             self.reset_election_timer();
-            self.loyal_until = self.me.now.saturating_add(self.config.election_timeout_range.0);
+            self.me.loyal_until = self.me.now.saturating_add(self.config.election_timeout_range.0);
         }
         heeds
     }
@@ -273,17 +270,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// match.
     pub(crate) fn install(&mut self, snapshot: Snapshot<D>, membership: Membership) -> Index {
         let last = snapshot.last();
-        let is_news =
-            (self.me.commit + 1..LIMIT).contains(&last.index) && last.term <= self.me.term;
+        let is_new = (self.me.commit + 1..LIMIT).contains(&last.index) && last.term <= self.me.term;
         if self.log.holds(last) {
             self.commit_to(last.index);
-        } else if is_news && self.me.applied == self.me.commit {
+        } else if is_new && self.me.applied == self.me.commit {
             info!("{}: installs a snapshot at {last:?}", self.me.id);
-            self.log.reset(last, membership);
+            self.outputs.restore = Some(snapshot.clone());
+            self.log.reset(snapshot, membership);
             self.settle_orphans(last, self.me.applied);
             (self.me.commit, self.me.applied) = (last.index, last.index);
-            self.outputs.restore = Some(snapshot.clone());
-            self.snapshot = Some(snapshot);
         }
         self.me.commit
     }
@@ -302,7 +297,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// replica has lost another may still hold, and bring back as a leader. But what a snapshot has
     /// brought, beyond the entries `known` here, nobody can tell.
     fn settle_orphans(&mut self, to: LogId, known: Index) {
-        for (id, transition) in self.orphans.extract_if(..=to, |_, _| true) {
+        for (id, transition) in self.log.orphans.extract_if(..=to, |_, _| true).collect::<Vec<_>>()
+        {
             let reason = match self.log.entry(id.index) {
                 _ if (known + 1..=to.index).contains(&id.index) => OutcomeUnknown,
                 Some(held) if held == id => continue,

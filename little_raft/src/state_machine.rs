@@ -6,7 +6,6 @@
 //! leaves while it runs.
 
 use crate::*;
-use std::fmt::Debug;
 
 /// A change of the state machine, proposed by a user and applied by every replica in one order.
 ///
