@@ -22,17 +22,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.deadline = self.me.now.saturating_add(self.random.random_range(least..=greatest));
     }
 
-    /// A replica may stand for election if it votes in any configuration that may turn out to be
-    /// the last committed one: without it, one that removes it might never be committed.
-    pub(crate) fn may_campaign(&self) -> bool {
-        let votes = |it: &Membership| it.voters.union(&it.outgoing).any(|id| *id == self.me.id);
-        self.log.memberships_from(self.me.commit).iter().any(|(_, it)| votes(it))
-    }
-
     /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be
-    /// given.
+    /// given; if this replica votes in any configuration that may turn out to be the last committed
+    /// one. For without it, one that removes it might never be committed.
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
         let (pre, last, me) = (role == Role::PreCandidate, self.log.last(), self.me.id);
+        let votes = |it: &Membership| it.voters.contains(&me) || it.outgoing.contains(&me);
+        if !self.log.memberships_from(self.me.commit).iter().any(|(_, it)| votes(it)) {
+            return self.reset_election_timer();
+        }
         self.enter(self.me.term + usize::from(!pre), role, None);
         self.me.voted_for = if pre { self.me.voted_for } else { Some(me) };
         self.reset_election_timer();
@@ -106,14 +104,21 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         ended.map(|read| (read.ticket, state(&read))).collect()
     }
 
-    /// The leader takes down a question, its own or a follower's; nobody else can answer it. While
-    /// it has its lease, there is no round to wait for.
+    /// The leader takes down a question, its own or a follower's; nobody else can answer it. There
+    /// is no round to wait for while it has its lease, that is, while no other can have been elected
+    /// yet, for the followers that heard it wait at least the least election timeout before they
+    /// vote (thesis §6.4.1).
     pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
         if self.me.role == Role::Leader {
+            let echoed = self.quorum(self.leading.round, |it| it.heard);
+            let until = echoed.saturating_add(self.config.election_timeout_range.0);
+            let drift = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);
+            let held = drift.is_some_and(|drift| self.me.now.saturating_add(drift) < until);
+            let leased = held && !echoed.is_zero();
+            let round = if leased { Round::ZERO } else { self.begin_round() };
             // All that was committed in earlier terms lies before the leader's no-op, so before
             // that is committed its index serves (thesis §6.4, step 1).
             let index = self.me.commit.max(self.leading.first);
-            let round = if self.has_lease() { Round::ZERO } else { self.begin_round() };
             self.leading.questions.push((from, context, index, round));
         }
     }
@@ -130,14 +135,5 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         for (from, context, index, _) in confirmed.collect::<Vec<_>>() {
             self.send(from, Body::ReadIndexResponse { context, index });
         }
-    }
-
-    /// Whether no other leader can have been elected yet: the followers that heard this one wait at
-    /// least the least election timeout before they vote (thesis §6.4.1).
-    fn has_lease(&self) -> bool {
-        let echoed = self.quorum(self.leading.round, |it| it.heard);
-        let until = echoed.saturating_add(self.config.election_timeout_range.0);
-        let drift = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);
-        !echoed.is_zero() && drift.is_some_and(|drift| self.me.now.saturating_add(drift) < until)
     }
 }

@@ -155,6 +155,6 @@ pub use {replication::*, state_machine::*, storage::*};
 pub(crate) use ::log::{info, warn};
 pub(crate) use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-pub(crate) use std::mem::{replace, take};
-pub(crate) use std::{fmt::Debug, io, sync::Arc, sync::Mutex, time::Duration, time::Instant};
+pub(crate) use std::time::{Duration, Instant, UNIX_EPOCH};
+pub(crate) use std::{fmt::Debug, io, mem::replace, mem::take, sync::Arc, sync::Mutex};
 pub(crate) use {TransitionAbandonedReason::*, TransitionState::*, io::ErrorKind::*};

@@ -35,8 +35,7 @@ impl<T: Clone, D> Log<T, D> {
         let end = snapshot.as_ref().map_or(LogId::default(), Snapshot::last);
         let durable = membership.is_some().then_some((term, voted_for, end.index));
         let memberships = vec![(end.index, Arc::new(membership.unwrap_or(initial)))];
-        let (saved, truncated, runs, orphans) =
-            (base.index, None, VecDeque::new(), BTreeMap::new());
+        let (saved, (truncated, runs, orphans)) = (base.index, Default::default());
         let mut log = Log { base, saved, truncated, runs, memberships, snapshot, durable, orphans };
         let fits = base.term <= term && log.splice(base, from.runs, term, saved) && log.holds(end);
         log.saved = log.last().index;
@@ -70,11 +69,11 @@ impl<T: Clone, D> Log<T, D> {
 
     /// Appends a run that [follows](Run::follows) the last entry.
     pub(crate) fn append(&mut self, run: Run<T>) {
-        if let Some(membership) = run.membership.clone() {
-            // What the snapshot covers is forgotten but for the last.
-            let index = run.first.max(self.memberships[0].0);
-            self.memberships.retain(|(first, _)| *first < index);
-            self.memberships.push((index, membership));
+        // What a snapshot covers came with it.
+        if let Some(membership) =
+            run.membership.clone().filter(|_| run.first > self.memberships[0].0)
+        {
+            self.memberships.push((run.first, membership));
         }
         self.runs.push_back(run);
     }

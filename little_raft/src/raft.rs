@@ -215,8 +215,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
         let stands = |pre| if pre { Role::PreCandidate } else { Role::Candidate };
         match body {
+            _ if term >= LIMIT => warn!("{}: drops a message of term {term}", self.me.id),
             // An answer to what was asked in an older term tells nothing, nor does its sender wait.
-            _ if term >= LIMIT || term < self.me.term && matches!(body, Body::Vote { .. }) => {}
+            Body::Vote { .. } if term < self.me.term => {}
             // What is asked and answered about reads, and what users ask, is so at any term.
             Body::ReadIndex { context } => self.on_read_index(from, context),
             Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
@@ -240,8 +241,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             Body::Appended { result, round } => self.on_appended(from, result, round),
             // The leader asks for it: no pre-vote, which the others would refuse while they hear
             // it.
-            Body::TimeoutNow if self.me.leader == Some(from) && self.may_campaign() => {
-                self.campaign(Role::Candidate, true);
+            Body::TimeoutNow if self.me.leader == Some(from) => {
+                self.campaign(Role::Candidate, true)
             }
             _ => {}
         }
@@ -274,8 +275,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             Role::Leader => self.on_heartbeat_timeout(),
             // Even after an election that led to nothing a pre-vote comes next, so that terms do
             // not rise in vain (thesis §9.6).
-            _ if self.may_campaign() => self.campaign(Role::PreCandidate, false),
-            _ => self.reset_election_timer(),
+            _ => self.campaign(Role::PreCandidate, false),
         }
     }
 

@@ -182,9 +182,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     fn apply(&mut self, raft: &mut Raft<T, D>, outputs: Outputs<T, D>) -> io::Result<()> {
         let mut state_machine = lock(&self.state_machine)?;
         outputs.restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
-        for transition in outputs.queued.iter().flat_map(|run| run.transitions.iter()) {
-            state_machine.register_transition_state(transition.get_id(), Queued);
-        }
+        let queued = outputs.queued.iter().flat_map(|run| run.transitions.iter());
+        queued.for_each(|it| state_machine.register_transition_state(it.get_id(), Queued));
         for (transition, reason) in outputs.abandoned {
             state_machine.register_transition_state(transition.get_id(), Abandoned(reason));
         }
@@ -213,8 +212,7 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
 
 /// Locks one of the user's mutexes. A poisoned one guards something half done.
 fn lock<M>(mutex: &Mutex<M>) -> io::Result<std::sync::MutexGuard<'_, M>> {
-    let poisoned = "a thread has panicked while it held a replica's mutex";
-    mutex.lock().map_err(|_| io::Error::other(poisoned))
+    mutex.lock().map_err(|_| io::Error::other("a thread panicked while it held a replica's mutex"))
 }
 
 /// What wakes the loop: the user's two channels, and the timer's.
@@ -237,9 +235,8 @@ impl Wakeups {
             let at = |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
             // The type of a date is chrono's, which `timer` does not name for us: its default value
             // is the Unix epoch, and a `Duration` can be added to it.
-            let epoch = default_argument(&at).to_utc();
-            let today = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-            self.armed = Some((wake_at, at(epoch + today + left)));
+            let date = default_argument(&at).to_utc() + UNIX_EPOCH.elapsed().unwrap_or_default();
+            self.armed = Some((wake_at, at(date + left)));
         }
         let mut select = Select::new();
         self.channels.iter().for_each(|channel| _ = select.recv(channel));

@@ -248,6 +248,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if heeds {
             self.reset_election_timer();
             self.me.loyal_until = self.me.now.saturating_add(self.config.election_timeout_range.0);
+        } else {
+            warn!("{}: does not heed {leader_id}, a second leader: {:?}", self.me.id, self.me);
         }
         heeds
     }
@@ -257,13 +259,15 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let matched = runs.last().map_or(prev.index, |run| run.last().index);
         // What lies before the base is committed: the leader has it too.
         let agrees = prev.index < self.log.base.index || self.log.holds(prev);
-        if !agrees || !self.log.splice(prev, runs, self.me.term, self.me.commit) {
-            return Err(self.log.backtrack(prev));
+        if agrees && self.log.splice(prev, runs, self.me.term, self.me.commit) {
+            // Up to what this message has verified, not whatever may follow it here (§5.3).
+            self.commit_to(commit.min(matched));
+            // Who applies more slowly than the leader commits must not have to hold ever more.
+            return Ok(matched.min(self.me.applied + MAX_UNAPPLIED));
+        } else if agrees {
+            warn!("{}: refuses entries after {prev:?} that contradict its log", self.me.id);
         }
-        // Up to what this message has verified, not whatever may follow it here (§5.3).
-        self.commit_to(commit.min(matched));
-        // Who applies more slowly than the leader commits must not have to hold ever more.
-        Ok(matched.min(self.me.applied + MAX_UNAPPLIED))
+        Err(self.log.backtrack(prev))
     }
 
     /// Installs a snapshot, unless this replica holds what it covers. Returns up to where the logs
@@ -297,14 +301,13 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// replica has lost another may still hold, and bring back as a leader. But what a snapshot has
     /// brought, beyond the entries `known` here, nobody can tell.
     fn settle_orphans(&mut self, to: LogId, known: Index) {
-        for (id, transition) in self.log.orphans.extract_if(..=to, |_, _| true).collect::<Vec<_>>()
-        {
+        for (id, it) in self.log.orphans.extract_if(..=to, |_, _| true).collect::<Vec<_>>() {
             let reason = match self.log.entry(id.index) {
                 _ if (known + 1..=to.index).contains(&id.index) => OutcomeUnknown,
                 Some(held) if held == id => continue,
                 _ => ConflictWithLeader,
             };
-            self.outputs.abandoned.push((transition, reason));
+            self.outputs.abandoned.push((it, reason));
         }
     }
 }
