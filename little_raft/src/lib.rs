@@ -39,14 +39,13 @@
 //! }
 //!
 //! type Door = (Sender<Message<Set>>, Sender<()>); // A replica's: for messages, and to wake it.
-//! struct Node { inbox: Receiver<Message<Set>>, doors: Vec<Door>, halt: bool,
-//!               value: Option<i64>, pending: Vec<Set> }
+//! struct Node { inbox: Receiver<Message<Set>>, doors: Vec<Door>, pending: Vec<Set>, value: i64 }
 //! impl StateMachine<Set> for Node {
 //!     fn get_pending_transitions(&mut self) -> Vec<Set> { take(&mut self.pending) }
 //!     fn register_transition_state(&mut self, id: usize, now: TransitionState) {
 //!         println!("transition {id}: {now:?}");
 //!     }
-//!     fn apply_transition(&mut self, set: Set) { self.value = set.1.or(self.value) }
+//!     fn apply_transition(&mut self, set: Set) { self.value = set.1.unwrap_or(self.value) }
 //! }
 //! impl Cluster<Set> for Node {
 //!     fn send_message(&mut self, to_id: usize, message: Message<Set>) {
@@ -55,34 +54,30 @@
 //!     }
 //!     fn receive_messages(&mut self) -> Vec<Message<Set>> { self.inbox.try_iter().collect() }
 //!     fn register_leader(&mut self, leader_id: Option<usize>) { println!("{leader_id:?} leads") }
-//!     fn halt(&self) -> bool { self.halt }
+//!     fn halt(&self) -> bool { false }
 //! }
 //!
 //! fn main() {
-//!     let pairs = (0..3).map(|_| (unbounded(), bounded(1)));
-//!     let pairs = pairs.map(|(mail, bell)| ((mail.0, bell.0), (mail.1, bell.1)));
-//!     let (doors, inboxes): (Vec<Door>, Vec<_>) = pairs.unzip();
-//!     let nodes = inboxes.into_iter().enumerate().map(|(id, (inbox, recv_msg))| {
-//!         let (doors, value, pending) = (doors.clone(), None, Vec::new());
-//!         let node = Node { inbox, doors, halt: false, value, pending };
+//!     let (mail, bells): (Vec<_>, Vec<_>) = (0..3).map(|_| (unbounded(), bounded(1))).unzip();
+//!     let doors = (0..3).map(|id| (mail[id].0.clone(), bells[id].0.clone()));
+//!     let (doors, ms): (Vec<Door>, _) = (doors.collect(), Duration::from_millis);
+//!     let start = |id: usize| {
+//!         let (inbox, recv_msg) = (mail[id].1.clone(), bells[id].1.clone());
+//!         let node = Node { inbox, doors: doors.clone(), pending: Vec::new(), value: 0 };
 //!         let (node, (wake, recv_transition)) = (Arc::new(Mutex::new(node)), bounded(1));
-//!         let (peers, ms) = ((0..3).filter(|peer| *peer != id).collect(), Duration::from_millis);
-//!         let (cluster, machine, times) = (node.clone(), node.clone(), (ms(200), ms(400)));
-//!         let (noop, beat) = (Set(0, None), ms(50));
-//!         let mut replica = Replica::new(id, peers, cluster, machine, noop, beat, times);
-//!         (node, wake, thread::spawn(move || replica.start(recv_msg, recv_transition)))
-//!     });
-//!     let nodes: Vec<_> = nodes.collect();
-//!     while nodes.iter().any(|(node, ..)| node.lock().unwrap().value != Some(42)) {
-//!         for (node, wake, _) in &nodes { // Only the leader takes it, so ask all, until done.
+//!         let (cluster, machine, noop) = (node.clone(), node.clone(), Set(0, None));
+//!         let (peers, times) = ((0..3).filter(|peer| *peer != id).collect(), (ms(200), ms(400)));
+//!         let mut replica = Replica::new(id, peers, cluster, machine, noop, ms(50), times);
+//!         thread::spawn(move || replica.start(recv_msg, recv_transition));
+//!         (node, wake)
+//!     };
+//!     let nodes: Vec<_> = (0..3).map(start).collect();
+//!     while nodes.iter().any(|(node, _)| node.lock().unwrap().value != 42) {
+//!         for (node, wake) in &nodes { // Only the leader takes it, so ask all, until done.
 //!             node.lock().unwrap().pending = vec![Set(1, Some(42))];
 //!             let _ = wake.try_send(());
 //!         }
-//!         thread::sleep(Duration::from_millis(10));
-//!     }
-//!     for (node, _, thread) in nodes {
-//!         node.lock().unwrap().halt = true;
-//!         thread.join().unwrap().unwrap();
+//!         thread::sleep(ms(10));
 //!     }
 //! }
 //! ```

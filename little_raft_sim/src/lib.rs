@@ -88,3 +88,8 @@ pub use trace::mermaid;
 
 /// Where all chance comes from.
 pub type Random = rand::rngs::Xoshiro256PlusPlus;
+
+/// The README's example must run as well.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
