@@ -26,7 +26,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// given; if this replica votes in any configuration that may turn out to be the last committed
     /// one. For without it, one that removes it might never be committed.
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
-        let (pre, last, me) = (role == Role::PreCandidate, self.log.last(), self.me.id);
+        let (pre, last, me) = (role == PreCandidate, self.log.last(), self.me.id);
         let votes = |it: &Membership| it.voters.contains(&me) || it.outgoing.contains(&me);
         if !self.log.memberships_from(self.me.commit).iter().any(|(_, it)| votes(it)) {
             return self.reset_election_timer();
@@ -46,7 +46,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let free = pre || self.me.voted_for.is_none_or(|id| id == from);
         let granted = free && last >= self.log.last();
         if granted && !pre {
-            self.enter(self.me.term, Role::Follower, None);
+            self.enter(self.me.term, Follower, None);
             self.me.voted_for = Some(from);
             self.reset_election_timer();
         }
@@ -59,11 +59,11 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub(crate) fn on_vote(&mut self, from: ReplicaID) {
         self.leading.votes.insert(from);
         let won = self.log.membership().1.quorum(|id| self.leading.votes.contains(&id));
-        if won && self.me.role == Role::PreCandidate {
-            self.campaign(Role::Candidate, false);
+        if won && self.me.role == PreCandidate {
+            self.campaign(Candidate, false);
         } else if won {
             info!("{}: leads term {}", self.me.id, self.me.term);
-            self.enter(self.me.term, Role::Leader, Some(self.me.id));
+            self.enter(self.me.term, Leader, Some(self.me.id));
             self.me.loyal_until = Duration::MAX;
             (self.leading.first, self.leading.round) = (self.log.last().index + 1, self.me.now);
             self.append_as_leader(vec![self.noop.clone()], None);
@@ -109,7 +109,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// yet, for the followers that heard it wait at least the least election timeout before they
     /// vote (thesis §6.4.1).
     pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
-        if self.me.role == Role::Leader {
+        if self.me.role == Leader {
             let echoed = self.quorum(self.leading.round, |it| it.heard);
             let until = echoed.saturating_add(self.config.election_timeout_range.0);
             let drift = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);

@@ -150,6 +150,6 @@ pub use {replication::*, state_machine::*, storage::*};
 pub(crate) use ::log::{info, warn};
 pub(crate) use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-pub(crate) use std::time::{Duration, Instant, UNIX_EPOCH};
 pub(crate) use std::{fmt::Debug, io, mem::replace, mem::take, sync::Arc, sync::Mutex};
-pub(crate) use {TransitionAbandonedReason::*, TransitionState::*, io::ErrorKind::*};
+pub(crate) use std::{io::ErrorKind::*, time::Duration, time::Instant, time::UNIX_EPOCH};
+pub(crate) use {Activity::*, Role::*, TransitionAbandonedReason::*, TransitionState::*};

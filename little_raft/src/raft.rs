@@ -213,7 +213,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The term gate (§5.1): the one place where a message may raise the term, and where one of an
     /// older term ends, its sender told of the newer.
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
-        let stands = |pre| if pre { Role::PreCandidate } else { Role::Candidate };
+        let stands = |pre| if pre { PreCandidate } else { Candidate };
         match body {
             _ if term >= LIMIT => warn!("{}: drops a message of term {term}", self.me.id),
             // An answer to what was asked in an older term tells nothing, nor does its sender wait.
@@ -225,7 +225,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             _ if term < self.me.term => self.send(from, Body::Vote { pre: false, granted: false }),
             Body::RequestVote { transfer: false, .. } if self.me.now < self.me.loyal_until => {}
             _ if term > self.me.term => {
-                self.enter(term, Role::Follower, None);
+                self.enter(term, Follower, None);
                 self.receive(from, term, body);
             }
             Body::RequestVote { pre, last, .. } => self.judge(from, pre, last),
@@ -241,9 +241,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             Body::Appended { result, round } => self.on_appended(from, result, round),
             // The leader asks for it: no pre-vote, which the others would refuse while they hear
             // it.
-            Body::TimeoutNow if self.me.leader == Some(from) => {
-                self.campaign(Role::Candidate, true)
-            }
+            Body::TimeoutNow if self.me.leader == Some(from) => self.campaign(Candidate, true),
             _ => {}
         }
     }
@@ -251,7 +249,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// The one place where term and role change, and with them all that belongs to a role. Only a
     /// greater term clears the vote.
     pub(crate) fn enter(&mut self, term: Term, role: Role, leader: Option<ReplicaID>) {
-        if self.me.role == Role::Leader {
+        if self.me.role == Leader {
             for run in self.log.slice(self.leading.first.max(self.me.commit + 1), LIMIT) {
                 let ids = (run.first..).map(|index| LogId { term: run.term, index });
                 self.log.orphans.extend(ids.zip(run.transitions.iter().cloned()));
@@ -272,10 +270,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.me.now = self.me.now.max(now);
         match self.me.role {
             _ if self.me.now < self.deadline => {}
-            Role::Leader => self.on_heartbeat_timeout(),
+            Leader => self.on_heartbeat_timeout(),
             // Even after an election that led to nothing a pre-vote comes next, so that terms do
             // not rise in vain (thesis §9.6).
-            _ => self.campaign(Role::PreCandidate, false),
+            _ => self.campaign(PreCandidate, false),
         }
     }
 
@@ -283,7 +281,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// handing its leadership over.
     pub fn propose(&mut self, transitions: Vec<T>) {
         let mut rest = transitions.into_iter();
-        if self.me.role != Role::Leader || self.leading.transfer.is_some() {
+        if self.me.role != Leader || self.leading.transfer.is_some() {
             self.outputs.abandoned.extend(rest.by_ref().map(|it| (it, NotLeader)));
         }
         while rest.len() > 0 {
@@ -294,7 +292,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Whether more transitions should be asked for. A leader with too much underway says no and
     /// lets its log drain first.
     pub fn wants_transitions(&self) -> bool {
-        self.me.role != Role::Leader || self.log.last().index - self.me.applied < MAX_UNDERWAY
+        self.me.role != Leader || self.log.last().index - self.me.applied < MAX_UNDERWAY
     }
 
     /// What is to be done now. Call it once a turn, after all inputs.
@@ -302,7 +300,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// # Panics
     /// If a law of Raft is broken, which is a bug in this library.
     pub fn outputs(&mut self) -> Outputs<T, D> {
-        if self.me.role == Role::Leader {
+        if self.me.role == Leader {
             self.lead();
         }
         self.check();
@@ -330,7 +328,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Tells that the change of the last outputs is durable.
     pub fn saved(&mut self) {
         (self.log.saved, self.log.truncated) = (self.log.last().index, None);
-        if self.me.role == Role::Leader {
+        if self.me.role == Leader {
             self.advance_commit();
         }
     }
@@ -369,7 +367,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
         // A peer that may still be installing a snapshot will need what follows it.
         let Status { now, applied, ref peers, .. } = self.me;
-        let waits = |it: &Progress| it.activity == Activity::Installing && now < it.patience.0;
+        let waits = |it: &Progress| it.activity == Installing && now < it.patience.0;
         let times = if peers.values().any(waits) { MAX_KEPT } else { 1 };
         let kept = self.config.snapshot_delta.saturating_mul(times);
         self.log.compact(snapshot, applied.saturating_sub(kept));
@@ -389,7 +387,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let order = [self.log.base.index, snapshot, me.applied, me.commit, last.index];
         assert!(order.is_sorted(), "base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?} {me:?}");
         assert!(last.term <= me.term, "no entry has a term above the replica's: {last:?} {me:?}");
-        let elected = me.role != Role::Leader || self.me.voted_for == Some(me.id);
+        let elected = me.role != Leader || self.me.voted_for == Some(me.id);
         assert!(elected, "a leader voted for itself: {me:?}");
         let in_order = |it: &Progress| it.matched < it.next && it.next <= last.index + 1;
         assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");

@@ -91,7 +91,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let heard = self.quorum(self.me.now, |it| it.heard.max(it.since));
         if heard.saturating_add(self.config.election_timeout_range.1) <= self.me.now {
             warn!("{}: hears no quorum, steps down in term {}", self.me.id, self.me.term);
-            return self.enter(self.me.term, Role::Follower, None);
+            return self.enter(self.me.term, Follower, None);
         }
         self.begin_round();
         self.leading.transfer = self.leading.transfer.filter(|(_, until)| self.me.now < *until);
@@ -136,7 +136,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
             let next = Membership { outgoing: BTreeSet::new(), ..Membership::clone(&membership) };
             self.append_as_leader(Vec::new(), Some(next));
         } else if settled && !membership.voters.contains(&self.me.id) {
-            return self.enter(self.me.term, Role::Follower, None);
+            return self.enter(self.me.term, Follower, None);
         }
         self.watch_members();
         self.leading.heartbeat_due = false;
@@ -147,9 +147,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// compacted it shall miss, and say so.
     fn send_append(&mut self, to: ReplicaID, due: bool) {
         let Some(peer) = self.me.peers.get_mut(&to) else { return };
-        let end = self.log.last().index.min(peer.matched + MAX_UNDERWAY);
-        let more = peer.activity == Activity::Replicating
-            && (self.log.base.index + 1..=end).contains(&peer.next);
+        let (first, last) = (self.log.base.index + 1, self.log.last().index);
+        let sendable = first..=last.min(peer.matched + MAX_UNDERWAY);
+        let more = peer.activity == Replicating && sendable.contains(&peer.next);
         if more || due {
             let runs = if more { self.log.slice(peer.next, MAX_BATCH) } else { Vec::new() };
             let prev = self.log.entry(peer.next - 1).unwrap_or(self.log.base);
@@ -167,7 +167,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let receiver = self.me.peers.get_mut(&to);
         let (Some(snapshot), Some(peer)) = (self.log.snapshot.clone(), receiver) else { return };
         let wait = (peer.patience.1 * 2).clamp(least, least * 64);
-        peer.activity = Activity::Installing;
+        peer.activity = Installing;
         peer.patience = (self.me.now.saturating_add(wait), wait);
         peer.next = snapshot.last_included_index.max(peer.matched) + 1;
         let membership = Membership::clone(&self.log.memberships[0].1);
@@ -187,21 +187,21 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 peer.matched = peer.matched.max(matched);
                 peer.patience.1 = if matched < last { peer.patience.1 } else { Duration::ZERO };
                 if peer.matched + 1 >= peer.next {
-                    (peer.activity, peer.next) = (Activity::Replicating, peer.matched + 1);
+                    (peer.activity, peer.next) = (Replicating, peer.matched + 1);
                 }
                 if peer.matched == last && self.leading.transfer.is_some_and(|(to, _)| to == from) {
                     self.leading.lease_void = true;
                     self.send(from, Body::TimeoutNow);
                 }
             }
-            Err(_) if peer.activity == Activity::Installing && self.me.now < peer.patience.0 => {}
+            Err(_) if peer.activity == Installing && self.me.now < peer.patience.0 => {}
             Err(hint) if hint < base && peer.matched < base.index => self.send_snapshot(from),
             Err(hint) => {
                 // Back to where the logs may still agree, past a whole term at a time, and no
                 // further than they are known to.
                 let agreed = self.log.backtrack(hint).index;
                 peer.next = (agreed + 1).clamp(peer.matched + 1, peer.next);
-                peer.activity = Activity::Probing;
+                peer.activity = Probing;
                 self.leading.round += Duration::from_nanos(1);
                 peer.since = self.leading.round;
                 self.send_append(from, true);
@@ -215,7 +215,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub(crate) fn on_request(&mut self, request: Request, forwarded: bool) {
         let (since, active) = self.log.membership().clone();
         let settled = active.outgoing.is_empty() && self.leading.first.max(since) <= self.me.commit;
-        let free = self.me.role == Role::Leader && self.leading.transfer.is_none();
+        let free = self.me.role == Leader && self.leading.transfer.is_none();
         let may_lead = |id: &ReplicaID| *id != self.me.id && active.voters.contains(id);
         if let Some(id) = self.me.leader.filter(|id| *id != self.me.id && !forwarded) {
             return self.send(id, Body::Request(request));
@@ -242,7 +242,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// message. False if another is known to lead: then somebody is lying.
     pub(crate) fn heed(&mut self, leader_id: ReplicaID) -> bool {
         if self.me.leader.is_none() {
-            self.enter(self.me.term, Role::Follower, Some(leader_id));
+            self.enter(self.me.term, Follower, Some(leader_id));
         }
         let heeds = self.me.leader == Some(leader_id);
         if heeds {
