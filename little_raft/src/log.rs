@@ -69,11 +69,11 @@ impl<T: Clone, D> Log<T, D> {
 
     /// Appends a run that [follows](Run::follows) the last entry.
     pub(crate) fn append(&mut self, run: Run<T>) {
-        // What a snapshot covers came with it.
-        if let Some(membership) =
-            run.membership.clone().filter(|_| run.first > self.memberships[0].0)
-        {
-            self.memberships.push((run.first, membership));
+        if let Some(membership) = run.membership.clone() {
+            // What the snapshot covers is forgotten but for the last.
+            let index = run.first.max(self.memberships[0].0);
+            self.memberships.retain(|(first, _)| *first < index);
+            self.memberships.push((index, membership));
         }
         self.runs.push_back(run);
     }
@@ -123,12 +123,12 @@ impl<T: Clone, D> Log<T, D> {
     }
 
     /// Replaces the whole log by the end of a snapshot.
-    pub(crate) fn reset(&mut self, snapshot: Snapshot<D>, membership: Membership) {
+    pub(crate) fn reset(&mut self, snapshot: Snapshot<D>, membership: Arc<Membership>) {
         self.truncate(self.base.index + 1);
         self.runs.clear();
         self.base = snapshot.last();
         self.saved = self.base.index;
-        self.memberships = vec![(self.saved, Arc::new(membership))];
+        self.memberships = vec![(self.saved, membership)];
         self.snapshot = Some(snapshot);
     }
 
@@ -143,7 +143,7 @@ impl<T: Clone, D> Log<T, D> {
     /// The transitions from index `from` up to `to` at most that lie in one run; none if that is a
     /// configuration.
     pub(crate) fn transitions(&self, from: Index, to: Index) -> &[T] {
-        let run = self.runs.get(self.place(from));
+        let run = if from <= to { self.runs.get(self.place(from)) } else { None };
         let part = |it: &Run<T>| from - it.first..it.transitions.len().min(to + 1 - it.first);
         run.and_then(|run| run.transitions.get(part(run))).unwrap_or_default()
     }
@@ -161,9 +161,12 @@ impl<T: Clone, D> Log<T, D> {
 
     /// The place among the runs of the one that holds an index; their number if none does.
     fn place(&self, index: Index) -> usize {
-        let holds = |run: &Run<T>| (run.first..=run.last().index).contains(&index);
-        let in_last = self.runs.back().is_some_and(holds); // Nearly always.
-        let before = |run: &Run<T>| run.last().index < index;
-        if in_last { self.runs.len() - 1 } else { self.runs.partition_point(before) }
+        let (len, first) = (self.runs.len(), |n: usize| self.runs.get(n).map(|run| run.first));
+        match self.runs.back() {
+            // Nearly always it is one of the last two, or none.
+            Some(run) if index >= run.first => len - usize::from(index <= run.last().index),
+            Some(_) if first(len.wrapping_sub(2)).is_some_and(|it| it <= index) => len - 2,
+            _ => self.runs.partition_point(|run| run.first <= index).saturating_sub(1),
+        }
     }
 }

@@ -30,8 +30,10 @@ impl Membership {
     /// election, of a round what is known about one's own leadership.
     pub fn quorum<V: Ord + Copy + Default>(&self, value: impl Fn(ReplicaID) -> V) -> V {
         let reached_in = |half: &BTreeSet<ReplicaID>| {
-            let most = |v: &V| half.iter().filter(|id| value(**id) >= *v).count() > half.len() / 2;
-            half.iter().map(|id| value(*id)).filter(most).max().unwrap_or_default()
+            let mut values: Vec<V> = half.iter().map(|&id| value(id)).collect();
+            values.sort_unstable();
+            // Of five sorted values the third is reached by three. No voters reach nothing.
+            values.len().checked_sub(1).map_or(V::default(), |end| values[end / 2])
         };
         let (reached, joint) = (reached_in(&self.voters), !self.outgoing.is_empty());
         if joint { reached.min(reached_in(&self.outgoing)) } else { reached }

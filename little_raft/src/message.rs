@@ -95,7 +95,7 @@ pub enum Body<T, D = Vec<u8>> {
     AppendEntries { prev: LogId, runs: Vec<Run<T>>, commit: Index, round: Round },
     /// The state that replaces a log which is too far behind, and the configuration that holds
     /// there (§7).
-    InstallSnapshot { snapshot: Snapshot<D>, membership: Membership, round: Round },
+    InstallSnapshot { snapshot: Snapshot<D>, membership: Arc<Membership>, round: Round },
     /// Answers both.
     Appended { result: Answer, round: Round },
     /// The leader asks the receiver to stand for election at once (thesis §3.10).

@@ -170,7 +170,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         peer.activity = Installing;
         peer.patience = (self.me.now.saturating_add(wait), wait);
         peer.next = snapshot.last_included_index.max(peer.matched) + 1;
-        let membership = Membership::clone(&self.log.memberships[0].1);
+        let membership = self.log.memberships[0].1.clone();
         self.send(to, Body::InstallSnapshot { snapshot, membership, round });
     }
 
@@ -272,7 +272,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
 
     /// Installs a snapshot, unless this replica holds what it covers. Returns up to where the logs
     /// match.
-    pub(crate) fn install(&mut self, snapshot: Snapshot<D>, membership: Membership) -> Index {
+    pub(crate) fn install(&mut self, snapshot: Snapshot<D>, membership: Arc<Membership>) -> Index {
         let last = snapshot.last();
         let is_new = (self.me.commit + 1..LIMIT).contains(&last.index) && last.term <= self.me.term;
         if self.log.holds(last) {

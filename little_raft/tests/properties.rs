@@ -431,7 +431,10 @@ impl History {
             let data = numbers(covered);
             let snapshot = Snapshot { last_included_index, last_included_term, data };
             let (membership, round) = (configuration_after(covered), self.round());
-            self.send(place, Body::InstallSnapshot { snapshot, membership, round });
+            self.send(
+                place,
+                Body::InstallSnapshot { snapshot, membership: membership.into(), round },
+            );
         }
     }
 }
@@ -1015,7 +1018,7 @@ fn any_body() -> impl Strategy<Value = Body<Number, Vec<u32>>> {
         let (last_included_index, last_included_term) = (end.index, end.term);
         let data = vec![end.index as u32];
         let snapshot = Snapshot { last_included_index, last_included_term, data };
-        Body::InstallSnapshot { snapshot, membership, round }
+        Body::InstallSnapshot { snapshot, membership: membership.into(), round }
     });
     let flag = any::<bool>;
     let votes = (flag(), flag(), any_id()).prop_map(|(pre, transfer, last)| Body::RequestVote {

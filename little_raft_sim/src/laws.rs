@@ -322,7 +322,7 @@ impl Laws {
                 self.leads(from_id, term)?;
                 let id = snapshot.last();
                 let committed = self.commit_id(id.index) == Some(id);
-                Ok(voted && committed && *self.membership_at(id.index) == *membership)
+                Ok(voted && committed && *self.membership_at(id.index) == **membership)
             }
             Body::TimeoutNow => Ok(voted && !self.leads(from_id, term)?),
             _ => Ok(true),

@@ -28,7 +28,7 @@ fn told<T, D>(message: &Message<T, D>) -> Vec<Arc<Membership>> {
         Body::AppendEntries { runs, .. } => {
             runs.iter().filter_map(|run| run.membership.clone()).collect()
         }
-        Body::InstallSnapshot { membership, .. } => vec![Arc::new(membership.clone())],
+        Body::InstallSnapshot { membership, .. } => vec![membership.clone()],
         _ => Vec::new(),
     }
 }

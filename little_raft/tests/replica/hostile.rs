@@ -45,7 +45,7 @@ fn forged_about(last: LogId) -> Vec<Body<Write, Vec<usize>>> {
                 last_included_term: term,
                 data: vec![NOOP, 1, 2],
             };
-            bodies.push(Body::InstallSnapshot { snapshot, membership, round });
+            bodies.push(Body::InstallSnapshot { snapshot, membership: membership.into(), round });
         }
     }
     let nothing = Membership::default();

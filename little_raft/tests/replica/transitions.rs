@@ -102,7 +102,7 @@ fn what_a_snapshot_covers_is_abandoned_as_outcome_unknown() {
         Snapshot { last_included_index: 9, last_included_term: 9, data: vec![NOOP, 8, 9] };
     let membership = Membership { voters: [1, 2, 3].into(), ..Membership::default() };
     let round = Duration::ZERO;
-    node.hear(2, 9, Body::InstallSnapshot { snapshot, membership, round });
+    node.hear(2, 9, Body::InstallSnapshot { snapshot, membership: membership.into(), round });
     node.until("the snapshot", || node.book().written == [NOOP, 8, 9]);
     node.settle();
     assert_eq!(node.book().states(7), [Queued, Abandoned(OutcomeUnknown)]);
@@ -124,7 +124,11 @@ fn what_the_next_leader_commits_is_applied_and_never_abandoned_afterwards() {
             let snapshot = Snapshot { last_included_index: 5, last_included_term: 9, data };
             let membership = Membership { voters: [1, 2, 3].into(), ..Membership::default() };
             let round = Duration::ZERO;
-            node.hear(2, 9, Body::InstallSnapshot { snapshot, membership, round });
+            node.hear(
+                2,
+                9,
+                Body::InstallSnapshot { snapshot, membership: membership.into(), round },
+            );
             node.until("the snapshot", || node.book().written.len() == 5);
         }
         node.settle();
@@ -141,7 +145,11 @@ fn what_was_applied_is_not_abandoned_by_a_snapshot_that_comes_right_after() {
     let data = vec![NOOP, 7, NOOP, 8];
     let snapshot = Snapshot { last_included_index: 4, last_included_term: 9, data };
     let membership = Membership { voters: [1, 2, 3].into(), ..Membership::default() };
-    node.hear(2, 9, Body::InstallSnapshot { snapshot, membership, round: Duration::ZERO });
+    node.hear(
+        2,
+        9,
+        Body::InstallSnapshot { snapshot, membership: membership.into(), round: Duration::ZERO },
+    );
     node.until("the snapshot", || node.book().written.len() == 4);
     node.settle();
     assert_eq!(node.book().states(7), [Queued, Committed, Applied]);

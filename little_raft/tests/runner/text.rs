@@ -242,7 +242,11 @@ pub(crate) fn parse_body(
             let data = words.iter().find_map(|word| inside(word, '[', ']')).unwrap_or_default();
             let data = self::words(data);
             let snapshot = Snapshot { last_included_index: index, last_included_term: term, data };
-            Body::InstallSnapshot { snapshot, membership: braces().unwrap_or_default(), round }
+            Body::InstallSnapshot {
+                snapshot,
+                membership: Arc::new(braces().unwrap_or_default()),
+                round,
+            }
         }
         "Appended" => {
             let matched = option(words, "ok").map(parse_number);
