@@ -23,8 +23,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     }
 
     /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be
-    /// given; if this replica votes in any configuration that may turn out to be the last committed
-    /// one. For without it, one that removes it might never be committed.
+    /// given. Only if this replica votes in a configuration that may turn out to be the last
+    /// committed one: without its vote, one that removes it might never be committed.
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
         let (pre, last, me) = (role == PreCandidate, self.log.last(), self.me.id);
         let votes = |it: &Membership| it.voters.contains(&me) || it.outgoing.contains(&me);
@@ -76,8 +76,8 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     //
     // A read asks the leader for a *read index*: an index at or above everything that was committed
     // when the read came. The leader gives it once it is sure that it still led at that moment,
-    // because a quorum has echoed a round that began later, or because its lease has not run out. The
-    // read is ready, wherever it was asked, when that index is applied there.
+    // because a quorum has echoed a round that began later, or because its lease has not run out.
+    // The read is ready, wherever it was asked, when that index is applied there.
 
     /// Asks for a linearizable read at time `now`, which must not lie before the read was asked
     /// for. Returns the ticket under which [`take_reads`](Self::take_reads) answers it.
@@ -104,10 +104,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         ended.map(|read| (read.ticket, state(&read))).collect()
     }
 
-    /// The leader takes down a question, its own or a follower's; nobody else can answer it. There
-    /// is no round to wait for while it has its lease, that is, while no other can have been elected
-    /// yet, for the followers that heard it wait at least the least election timeout before they
-    /// vote (thesis §6.4.1).
+    /// The leader takes down a question, its own or a follower's; nobody else can answer it. While
+    /// it has its lease there is no round to wait for: no other can have been elected yet, for the
+    /// followers that heard it wait at least the least election timeout before they vote (thesis
+    /// §6.4.1). A round of zero is no answer, not an early one.
     pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
         if self.me.role == Leader {
             let echoed = self.quorum(self.leading.round, |it| it.heard);

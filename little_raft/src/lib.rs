@@ -117,7 +117,7 @@
 //! 4. `log`: the only place that does index arithmetic;
 //! 5. [`raft`]: one replica as a pure machine, with the gate through which every message comes, the
 //!    one function that changes term and role, and the laws that are checked each turn;
-//! 6. `election`: how a leader comes to be, and how to read, without writing, from one that still is;
+//! 6. `election`: how a leader comes to be, and how to read from one that still is;
 //! 7. `replication`: how a log spreads, at the leader and at a follower;
 //! 8. [`replica`]: the blocking loop, the only place with a thread, a lock, a clock and a channel.
 //!
@@ -146,7 +146,7 @@ pub mod storage;
 pub use {cluster::*, membership::*, message::*, raft::*, replica::*};
 pub use {replication::*, state_machine::*, storage::*};
 
-// What nearly every module uses; each begins with `use crate::*`.
+// What the modules use; each begins with `use crate::*`.
 pub(crate) use ::log::{info, warn};
 pub(crate) use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

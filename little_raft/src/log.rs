@@ -8,7 +8,8 @@
 
 use crate::*;
 
-/// The entries after `base`, held as the runs in which they were appended.
+/// The entries after `base`, held as the runs in which they were appended, the snapshot that
+/// reaches them, and how much of it all is saved.
 #[derive(Clone, Debug)]
 pub(crate) struct Log<T, D> {
     /// The last compacted entry. It is known, those before it are forgotten.
@@ -21,6 +22,7 @@ pub(crate) struct Log<T, D> {
     /// The configurations, each with the index from which it holds; of the first that is the end of
     /// the snapshot. One takes effect by being appended, and is reverted by being truncated (§6).
     pub(crate) memberships: Vec<(Index, Arc<Membership>)>,
+    /// The latest snapshot, of an entry that is the base or in the log.
     pub(crate) snapshot: Option<Snapshot<D>>,
     /// The term, vote and end of the snapshot that are saved; nothing before the first save.
     pub(crate) durable: Option<(Term, Option<ReplicaID>, Index)>,
@@ -78,10 +80,10 @@ impl<T: Clone, D> Log<T, D> {
         self.runs.push_back(run);
     }
 
-    /// Takes over what a leader of `term` sent after `prev`, which this log holds. Entries that are
-    /// already here stay, for a message may be late; the first that differs goes with all that
-    /// follow it (§5.3). False if no leader can have sent that: it is out of order, or would remove
-    /// what is committed.
+    /// Takes over what a leader of `term` sent after `prev`, which this log holds or has compacted.
+    /// Entries that are already here stay, for a message may be late; the first that differs goes
+    /// with all that follow it (§5.3). False if no leader can have sent that: it is out of order,
+    /// or would remove what is committed, and so is the base.
     pub(crate) fn splice(
         &mut self, mut prev: LogId, runs: Vec<Run<T>>, term: Term, commit: Index,
     ) -> bool {
@@ -112,7 +114,8 @@ impl<T: Clone, D> Log<T, D> {
         self.saved = self.saved.min(from - 1);
     }
 
-    /// Forgets the entries up to index `to`, and the configurations before that of the snapshot.
+    /// Takes over a snapshot, forgets the entries up to index `to`, and the configurations before
+    /// that of the snapshot.
     pub(crate) fn compact(&mut self, snapshot: Snapshot<D>, to: Index) {
         let end = snapshot.last_included_index;
         let covered = self.memberships.partition_point(|(index, _)| *index <= end);
@@ -122,7 +125,7 @@ impl<T: Clone, D> Log<T, D> {
         self.runs.drain(..self.place(self.base.index + 1));
     }
 
-    /// Replaces the whole log by the end of a snapshot.
+    /// Replaces the whole log by a snapshot.
     pub(crate) fn reset(&mut self, snapshot: Snapshot<D>, membership: Arc<Membership>) {
         self.truncate(self.base.index + 1);
         self.runs.clear();
@@ -159,7 +162,7 @@ impl<T: Clone, D> Log<T, D> {
         &self.memberships[after.saturating_sub(1)..]
     }
 
-    /// The place among the runs of the one that holds an index; their number if none does.
+    /// The place among the runs of the one that holds an index; their number if it lies behind.
     fn place(&self, index: Index) -> usize {
         let (len, first) = (self.runs.len(), |n: usize| self.runs.get(n).map(|run| run.first));
         match self.runs.back() {

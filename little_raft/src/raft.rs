@@ -49,7 +49,8 @@ pub struct Config {
     /// Least and greatest time without a leader after which a replica stands for election. The
     /// least must be above the heartbeat timeout, better several times.
     pub election_timeout_range: (Duration, Duration),
-    /// Entries applied between two snapshots, and kept behind each; 0 for no snapshots.
+    /// Entries applied between two snapshots, and kept behind each, more while a peer may be
+    /// installing one; 0 for no snapshots.
     pub snapshot_delta: usize,
     /// Serve reads from the leader's lease, on clocks that drift apart by at most this much in one
     /// election timeout (thesis §6.4.1). The same on all replicas.
@@ -92,10 +93,10 @@ pub struct Status {
     pub voted_for: Option<ReplicaID>,
     /// The leader of that term, if known.
     pub leader: Option<ReplicaID>,
-    /// Until when that leader, or an earlier one, counts as alive: then nobody gets a vote, whatever
-    /// the term, unless the leader itself asked for the election (thesis §4.2.3). Its lease counts
-    /// on it. With leases, so does a start: this replica may have heard a leader that it does not
-    /// remember.
+    /// Until when that leader, or an earlier one, counts as alive; for ever, if it is this replica.
+    /// Before that nobody gets a vote, whatever the term, unless the leader itself asked for the
+    /// election (thesis §4.2.3). Its lease counts on it. With leases a start counts as hearing a
+    /// leader, for this replica may have heard one that it does not remember.
     pub loyal_until: Duration,
     /// The configuration in force, committed or not.
     pub membership: Arc<Membership>,
@@ -129,7 +130,8 @@ pub struct Outputs<T, D = Vec<u8>> {
     pub queued: Vec<Run<T>>,
     /// What was proposed here and will, as is now certain, not be applied on that account.
     pub abandoned: Vec<(T, TransitionAbandonedReason)>,
-    /// How things are, if role, term, leader or configuration are new, or it is time to say so.
+    /// How things are, if role, term, leader or configuration are new, or it is time to say so. May
+    /// be told at any point of the turn: term and vote need not be durable yet.
     pub status: Option<Status>,
 }
 
@@ -307,12 +309,12 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if self.me.now >= self.tell_at || self.me.membership != self.log.membership().1 {
             self.me = self.status();
             self.outputs.status = Some(self.me.clone());
-            self.tell_at = self.me.now + self.config.heartbeat_timeout;
+            self.tell_at = self.me.now.saturating_add(self.config.heartbeat_timeout);
         }
-        let (snapshot, membership) = &self.log.memberships[0];
-        let promised = Some((self.me.term, self.me.voted_for, *snapshot));
+        let (end, membership) = &self.log.memberships[0];
+        let promised = Some((self.me.term, self.me.voted_for, *end));
         if self.log.saved < self.log.last().index || promised != self.log.durable {
-            let news = self.log.durable.is_none_or(|(.., saved)| saved != *snapshot);
+            let news = self.log.durable.is_none_or(|(.., saved)| saved != *end);
             let (term, voted_for, compacted) = (self.me.term, self.me.voted_for, self.log.base);
             let (runs, truncate_from) =
                 (self.log.slice(self.log.saved + 1, LIMIT), self.log.truncated);

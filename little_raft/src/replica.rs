@@ -57,7 +57,8 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     }
 
     /// Takes a snapshot every `snapshot_delta` applied entries and compacts the log behind it, but
-    /// for `snapshot_delta` entries that slow followers may still need. 0 for never.
+    /// for `snapshot_delta` entries that slow followers may still need, up to 32 times as many
+    /// while one may be installing a snapshot. 0 for never.
     pub fn with_snapshots(mut self, snapshot_delta: usize) -> Self {
         self.config.snapshot_delta = snapshot_delta;
         self
@@ -88,9 +89,10 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     /// Started again after a halt it goes on where it stopped.
     ///
     /// # Errors
-    /// * `InvalidInput`: the arguments make no sense;
+    /// * `InvalidInput`: the arguments make no sense, or a snapshot is not the one asked for;
     /// * `InvalidData`: the storage holds what no replica can have saved;
-    /// * `Other`: a mutex is poisoned, that is, a thread that held it has panicked;
+    /// * `Other`: a mutex is poisoned, that is, a thread that held it has panicked; or an earlier
+    ///   start has failed;
     /// * whatever the storage returned. It is not used again.
     pub fn start(
         &mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>,
@@ -225,18 +227,19 @@ struct Wakeups {
 }
 
 impl Wakeups {
-    /// Waits for a notification, or for the timer, which is to wake the loop at `wake_at` or earlier;
-    /// though no longer than `longest`, because it follows the wall clock, which may be set back.
+    /// Waits for a notification, or for the timer, which is to wake the loop at `wake_at` or
+    /// earlier; though no longer than `longest`, because it follows the wall clock, which may be
+    /// set back.
     fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
         let left = wake_at.saturating_sub(now).min(Duration::from_secs(3600));
         let armed = self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at));
         if !armed && !left.is_zero() {
             let wake = self.wake.clone();
-            let at = |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
+            let set = |date| self.timer.schedule_with_date(date, move || _ = wake.try_send(()));
             // The type of a date is chrono's, which `timer` does not name for us: its default value
             // is the Unix epoch, and a `Duration` can be added to it.
-            let date = default_argument(&at).to_utc() + UNIX_EPOCH.elapsed().unwrap_or_default();
-            self.armed = Some((wake_at, at(date + left)));
+            let date = default_argument(&set).to_utc() + UNIX_EPOCH.elapsed().unwrap_or_default();
+            self.armed = Some((now + left, set(date + left)));
         }
         let mut select = Select::new();
         self.channels.iter().for_each(|channel| _ = select.recv(channel));
@@ -244,8 +247,8 @@ impl Wakeups {
         let _ = select.ready_timeout(if left.is_zero() { left } else { longest });
     }
 
-    /// Takes all notifications there are: they are tokens, not counts. Not before it is certain that
-    /// this turn will serve them: at a halt they stay for the next start.
+    /// Takes all notifications there are: they are tokens, not counts. Not before it is certain
+    /// that this turn will serve them: at a halt they stay for the next start.
     fn take_tokens(&mut self, due: &mut [bool; 3]) {
         for (channel, due) in self.channels.iter_mut().zip(due) {
             for _ in 0..channel.len().max(1) {

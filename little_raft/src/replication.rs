@@ -30,7 +30,7 @@ pub struct Progress {
     pub heard: Round,
     /// Answers to earlier rounds say nothing about where its log is now.
     pub since: Round,
-    /// When to send it a snapshot again, and how long to wait after that.
+    /// When to send it a snapshot again, and how long this wait is.
     pub patience: (Duration, Duration),
 }
 
@@ -43,7 +43,8 @@ pub(crate) struct Leading {
     pub(crate) first: Index,
     /// The current round.
     pub(crate) round: Round,
-    /// The reads that wait for a quorum to echo a round: who asked, its context, the index.
+    /// The reads that wait for a quorum to echo a round: who asked, its context, the index, and
+    /// that round.
     pub(crate) questions: Vec<(ReplicaID, u64, Index, Round)>,
     /// To whom leadership is being handed, and until when that may take.
     pub(crate) transfer: Option<(ReplicaID, Duration)>,
@@ -166,7 +167,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let (least, round) = (self.config.election_timeout_range.1, self.leading.round);
         let receiver = self.me.peers.get_mut(&to);
         let (Some(snapshot), Some(peer)) = (self.log.snapshot.clone(), receiver) else { return };
-        let wait = (peer.patience.1 * 2).clamp(least, least * 64);
+        let wait = peer.patience.1.saturating_mul(2).clamp(least, least.saturating_mul(64));
         peer.activity = Installing;
         peer.patience = (self.me.now.saturating_add(wait), wait);
         peer.next = snapshot.last_included_index.max(peer.matched) + 1;

@@ -868,6 +868,43 @@ fn what_follows_a_compacted_entry_is_not_sent() {
     assert_eq!(raft.status().peers[&1].next, next);
 }
 
+/// P16: times of centuries overflow nothing, neither when they are added to the time nor when they are
+/// doubled.
+#[test]
+fn endless_times_overflow_nothing() {
+    let second = Duration::from_secs(1);
+    let with = |heartbeat_timeout, election_timeout_range| {
+        let Follower { config, .. } = Follower::new(1, 1, false);
+        let config = Config { heartbeat_timeout, election_timeout_range, ..config };
+        Raft::new(config, Number(0), Change::default(), 2 * second)
+            .expect("these times are allowed")
+    };
+    let mut raft = with(Duration::MAX - second, (Duration::MAX - second / 2, Duration::MAX));
+    assert!(raft.outputs().status.is_some());
+    raft.tick(Duration::MAX);
+    assert_eq!(raft.outputs().status.expect("the role is new").role, Role::PreCandidate);
+
+    let mut raft = with(second, (2 * second, Duration::MAX));
+    let step = |raft: &mut Raft<Number, Vec<u32>>, from_id, term, body| {
+        raft.step(Duration::ZERO, Message::Protocol { from_id, term, body });
+    };
+    let (prev, runs, commit, round) = (LogId::default(), vec![], 0, Duration::ZERO);
+    step(&mut raft, 1, 1, Body::AppendEntries { prev, runs, commit, round });
+    step(&mut raft, 1, 1, Body::TimeoutNow);
+    step(&mut raft, 1, 2, Body::Vote { pre: false, granted: true });
+    raft.propose(vec![Number(1), Number(2)]);
+    let (.., round) = *appends_to(&mut raft, 1).last().expect("they are sent");
+    step(&mut raft, 2, 2, Body::Appended { result: Ok(3), round });
+    raft.outputs();
+    while !raft.committed().is_empty() {
+        raft.applied(raft.committed().len());
+    }
+    let (last_included_index, last_included_term) = (3, 2);
+    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+    step(&mut raft, 1, 2, Body::Appended { result: Err(LogId::default()), round });
+    assert_eq!(raft.status().peers[&1].activity, little_raft::Activity::Installing);
+}
+
 /// A leader asks for no more transitions while too many wait to be applied, until one of them is.
 /// Who does not lead asks however much it holds: it abandons them at once.
 #[test]
