@@ -762,6 +762,18 @@ fn answer(raft: &mut Raft<Number, Vec<u32>>, result: Result<Index, LogId>, round
     raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 1, body });
 }
 
+fn apply_all(raft: &mut Raft<Number, Vec<u32>>) {
+    while !raft.committed().is_empty() {
+        raft.applied(raft.committed().len());
+    }
+}
+
+fn compact(
+    raft: &mut Raft<Number, Vec<u32>>, last_included_index: Index, last_included_term: Term,
+) {
+    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+}
+
 /// A follower that is told of commits faster than it applies holds only so much that it has not
 /// applied: it acknowledges no more until it has.
 #[test]
@@ -787,9 +799,7 @@ fn what_a_follower_holds_unapplied_is_bounded() {
     for last in (BATCH..=MOST + 2 * BATCH).step_by(BATCH) {
         assert_eq!(acknowledges(&mut raft, last, BATCH), Some(Ok(last.min(MOST))));
     }
-    while !raft.committed().is_empty() {
-        raft.applied(raft.committed().len());
-    }
+    apply_all(&mut raft);
     assert_eq!(acknowledges(&mut raft, MOST + 2 * BATCH, 0), Some(Ok(MOST + 2 * BATCH)));
 }
 
@@ -856,11 +866,8 @@ fn what_follows_a_compacted_entry_is_not_sent() {
     let body = Body::Appended { result: Ok(last), round };
     raft.step(Duration::ZERO, Message::Protocol { from_id: 2, term: 1, body });
     assert_eq!(appends_to(&mut raft, 1), []);
-    while !raft.committed().is_empty() {
-        raft.applied(raft.committed().len());
-    }
-    let (last_included_index, last_included_term) = (last, 1);
-    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+    apply_all(&mut raft);
+    compact(&mut raft, last, 1);
     assert_eq!(raft.status().first_index, next + 1, "the next entry was the last compacted");
 
     answer(&mut raft, Ok(1 + BATCH), round);
@@ -896,11 +903,8 @@ fn endless_times_overflow_nothing() {
     let (.., round) = *appends_to(&mut raft, 1).last().expect("they are sent");
     step(&mut raft, 2, 2, Body::Appended { result: Ok(3), round });
     raft.outputs();
-    while !raft.committed().is_empty() {
-        raft.applied(raft.committed().len());
-    }
-    let (last_included_index, last_included_term) = (3, 2);
-    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+    apply_all(&mut raft);
+    compact(&mut raft, 3, 2);
     step(&mut raft, 1, 2, Body::Appended { result: Err(LogId::default()), round });
     assert_eq!(raft.status().peers[&1].activity, little_raft::Activity::Installing);
 }
