@@ -6,11 +6,9 @@ use crate::*;
 #[derive(Clone, Debug)]
 pub(crate) struct Read {
     /// Drawn at random, so that a late answer to an earlier life of this replica answers nothing.
-    ticket: u64,
-    /// The leader's answer.
-    index: Option<Index>,
-    /// When to stop waiting for that: after a while, or as soon as the leader is another.
-    pub(crate) overdue_at: Duration,
+    pub(crate) ticket: u64,
+    /// The leader's answer or, as long as there is none, until when to wait for it.
+    pub(crate) answer: Result<Index, Duration>,
 }
 
 impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
@@ -19,7 +17,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// Draws the time of the next election anew, so that rivals seldom stand at once (§5.2).
     pub(crate) fn reset_election_timer(&mut self) {
         let (least, greatest) = self.config.election_timeout_range;
-        self.deadline = self.me.now.saturating_add(self.random.random_range(least..=greatest));
+        self.me.deadline = self.me.now.saturating_add(self.random.random_range(least..=greatest));
     }
 
     /// Asks everybody for a vote in the next term or, as a pre-candidate, whether it would be
@@ -28,12 +26,12 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub(crate) fn campaign(&mut self, role: Role, transfer: bool) {
         let (pre, last, me) = (role == PreCandidate, self.log.last(), self.me.id);
         let votes = |it: &Membership| it.voters.contains(&me) || it.outgoing.contains(&me);
+        self.reset_election_timer();
         if !self.log.memberships_from(self.me.commit).iter().any(|(_, it)| votes(it)) {
-            return self.reset_election_timer();
+            return;
         }
         self.enter(self.me.term + usize::from(!pre), role, None);
         self.me.voted_for = if pre { self.me.voted_for } else { Some(me) };
-        self.reset_election_timer();
         for id in self.log.membership().1.members().into_iter().filter(|id| *id != me) {
             self.send(id, Body::RequestVote { pre, transfer, last });
         }
@@ -64,11 +62,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         } else if won {
             info!("{}: leads term {}", self.me.id, self.me.term);
             self.enter(self.me.term, Leader, Some(self.me.id));
-            self.me.loyal_until = Duration::MAX;
             (self.leading.first, self.leading.round) = (self.log.last().index + 1, self.me.now);
             self.append_as_leader(vec![self.noop.clone()], None);
             self.watch_members();
-            self.on_heartbeat_timeout();
+            self.me.deadline = self.me.now;
         }
     }
 
@@ -83,57 +80,39 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// for. Returns the ticket under which [`take_reads`](Self::take_reads) answers it.
     pub fn read(&mut self, now: Duration) -> u64 {
         self.me.now = self.me.now.max(now);
-        let (ticket, greatest) = (self.random.random(), self.config.election_timeout_range.1);
-        let patience = self.me.leader.map_or(Duration::ZERO, |_| greatest);
-        let overdue_at = self.me.now.saturating_add(patience);
-        self.reads.push(Read { ticket, index: None, overdue_at });
-        if let Some(id) = self.me.leader {
-            self.send(id, Body::ReadIndex { context: ticket });
-        }
+        let (ticket, leader) = (self.random.random(), self.me.leader);
+        let patience = leader.map_or(Duration::ZERO, |_| self.config.election_timeout_range.1);
+        self.reads.push(Read { ticket, answer: Err(self.me.now.saturating_add(patience)) });
+        leader.into_iter().for_each(|id| self.send(id, Body::ReadIndex { context: ticket }));
         ticket
     }
 
     /// The reads that have come to an end. Call it after applying: ready is what the applied state
     /// can answer now.
     pub fn take_reads(&mut self) -> Vec<(u64, ReadState)> {
-        let Status { now, commit, applied, .. } = self.me;
-        let ready = |it: &Read| it.index.is_some_and(|index| index <= applied);
-        let lost = |it: &Read| now >= it.overdue_at && it.index.is_none_or(|index| index > commit);
-        let state = |it: &Read| if ready(it) { ReadState::Ready } else { ReadState::Abandoned };
-        let ended = self.reads.extract_if(.., |read| ready(read) || lost(read));
-        ended.map(|read| (read.ticket, state(&read))).collect()
+        let Status { now, applied, .. } = self.me;
+        let over = |it: &mut Read| it.answer.map_or_else(|at| at <= now, |it| it <= applied);
+        let state = |ready| if ready { ReadState::Ready } else { ReadState::Abandoned };
+        let ended = self.reads.extract_if(.., over);
+        ended.map(|it| (it.ticket, state(it.answer.is_ok()))).collect()
     }
 
-    /// The leader takes down a question, its own or a follower's; nobody else can answer it. While
-    /// it has its lease there is no round to wait for: no other can have been elected yet, for the
-    /// followers that heard it wait at least the least election timeout before they vote (thesis
-    /// §6.4.1). A round of zero is no answer, not an early one.
+    /// The leader takes down a question, its own or a follower's; nobody else can answer it. A
+    /// quorum must echo a later round than the last, unless the leader has its lease: then no other
+    /// can have been elected yet, for the followers that heard it wait at least the least election
+    /// timeout before they vote (thesis §6.4.1). A round of zero is no answer, not an early one.
     pub(crate) fn on_read_index(&mut self, from: ReplicaID, context: u64) {
-        if self.me.role == Leader {
-            let echoed = self.quorum(self.leading.round, |it| it.heard);
-            let until = echoed.saturating_add(self.config.election_timeout_range.0);
-            let drift = self.config.max_clock_drift.filter(|_| !self.leading.lease_void);
-            let held = drift.is_some_and(|drift| self.me.now.saturating_add(drift) < until);
-            let leased = held && !echoed.is_zero();
-            let round = if leased { Round::ZERO } else { self.begin_round() };
-            // All that was committed in earlier terms lies before the leader's no-op, so before
-            // that is committed its index serves (thesis §6.4, step 1).
-            let index = self.me.commit.max(self.leading.first);
-            self.leading.questions.push((from, context, index, round));
-        }
-    }
-
-    pub(crate) fn on_read_answer(&mut self, context: u64, index: Index) {
-        let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
-        asked.for_each(|read| read.index = Some(index));
-    }
-
-    /// Gives those whose questions a quorum has confirmed the index of their reads.
-    pub(crate) fn confirm_reads(&mut self) {
+        let Leader = self.me.role else { return };
         let echoed = self.quorum(self.leading.round, |it| it.heard);
-        let confirmed = self.leading.questions.extract_if(.., |(.., round)| *round <= echoed);
-        for (from, context, index, _) in confirmed.collect::<Vec<_>>() {
-            self.send(from, Body::ReadIndexResponse { context, index });
-        }
+        let until = echoed.saturating_add(self.config.election_timeout_range.0);
+        let drift = self.config.max_clock_drift.filter(|_| self.leading.transfer.1.is_zero());
+        let leased =
+            drift.is_some_and(|it| self.me.now.saturating_add(it) < until && !echoed.is_zero());
+        let after = if leased { Round::ZERO } else { self.leading.round };
+        self.me.deadline = if leased { self.me.deadline } else { self.me.now };
+        // All that was committed in earlier terms lies before the leader's no-op, so before
+        // that is committed its index serves (thesis §6.4, step 1).
+        let index = self.me.commit.max(self.leading.first);
+        self.leading.questions.push((from, context, index, after));
     }
 }

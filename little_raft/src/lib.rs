@@ -1,4 +1,4 @@
-//! The whole of Raft in some 1,100 lines: turn any state machine into a replicated one.
+//! The whole of Raft in under 1,000 lines: turn any state machine into a replicated one.
 //!
 //! # What Raft is here
 //!
@@ -27,57 +27,46 @@
 //! Here is all of it, for one value on three threads:
 //!
 //! ```
-//! use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-//! use little_raft::*;
-//! use std::{mem::take, sync::Arc, sync::Mutex, thread, time::Duration};
+//! use std::{sync::Arc, sync::Mutex, thread, time::Duration};
+//! use {crossbeam_channel::*, little_raft::*};
 //!
-//! #[derive(Clone, Debug)]
-//! struct Set(usize, Option<i64>); // An identity, and the new value; none changes nothing.
+//! #[derive(Clone, Debug)] struct Set(usize, i64); // An identity, 0 for the no-op, and the value.
 //! impl StateMachineTransition for Set {
 //!     type TransitionID = usize;
 //!     fn get_id(&self) -> usize { self.0 }
 //! }
-//!
 //! type Door = (Sender<Message<Set>>, Sender<()>); // A replica's: for messages, and to wake it.
-//! struct Node { inbox: Receiver<Message<Set>>, doors: Vec<Door>, pending: Vec<Set>, value: i64 }
+//! struct Node { inbox: Receiver<Message<Set>>, doors: Vec<Door>, asked: Receiver<Set>, value: i64 }
 //! impl StateMachine<Set> for Node {
-//!     fn get_pending_transitions(&mut self) -> Vec<Set> { take(&mut self.pending) }
-//!     fn register_transition_state(&mut self, id: usize, now: TransitionState) {
-//!         println!("transition {id}: {now:?}");
-//!     }
-//!     fn apply_transition(&mut self, set: Set) { self.value = set.1.unwrap_or(self.value) }
+//!     fn get_pending_transitions(&mut self) -> Vec<Set> { self.asked.try_iter().collect() }
+//!     fn apply_transition(&mut self, set: Set) { if set.0 > 0 { self.value = set.1 } }
+//!     fn register_transition_state(&mut self, _: usize, now: TransitionState) { println!("{now:?}") }
 //! }
 //! impl Cluster<Set> for Node {
-//!     fn send_message(&mut self, to_id: usize, message: Message<Set>) {
-//!         let _ = self.doors[to_id].0.send(message); // Raft can bear the loss.
-//!         let _ = self.doors[to_id].1.try_send(()); // A token that still lies there will do.
-//!     }
 //!     fn receive_messages(&mut self) -> Vec<Message<Set>> { self.inbox.try_iter().collect() }
+//!     fn send_message(&mut self, to_id: usize, message: Message<Set>) { // Raft can bear a loss.
+//!         let _ = (self.doors[to_id].0.send(message), self.doors[to_id].1.try_send(()));
+//!     }
 //!     fn register_leader(&mut self, leader_id: Option<usize>) { println!("{leader_id:?} leads") }
 //!     fn halt(&self) -> bool { false }
 //! }
 //!
 //! fn main() {
 //!     let (mail, bells): (Vec<_>, Vec<_>) = (0..3).map(|_| (unbounded(), bounded(1))).unzip();
-//!     let doors = (0..3).map(|id| (mail[id].0.clone(), bells[id].0.clone()));
-//!     let (doors, ms): (Vec<Door>, _) = (doors.collect(), Duration::from_millis);
-//!     let start = |id: usize| {
+//!     let doors: Vec<_> = (0..3).map(|id| (mail[id].0.clone(), bells[id].0.clone())).collect();
+//!     let [beat, least, most] = [50, 200, 400].map(Duration::from_millis);
+//!     let nodes = [0, 1, 2].map(|id| {
 //!         let (inbox, recv_msg) = (mail[id].1.clone(), bells[id].1.clone());
-//!         let node = Node { inbox, doors: doors.clone(), pending: Vec::new(), value: 0 };
-//!         let (node, (wake, recv_transition)) = (Arc::new(Mutex::new(node)), bounded(1));
-//!         let (cluster, machine, noop) = (node.clone(), node.clone(), Set(0, None));
-//!         let (peers, times) = ((0..3).filter(|peer| *peer != id).collect(), (ms(200), ms(400)));
-//!         let mut replica = Replica::new(id, peers, cluster, machine, noop, ms(50), times);
+//!         let ((ask, asked), (wake, recv_transition)) = (unbounded(), bounded(1));
+//!         let node = Arc::new(Mutex::new(Node { inbox, doors: doors.clone(), asked, value: 0 }));
+//!         let (peers, cluster, noop) = (vec![(id + 1) % 3, (id + 2) % 3], node.clone(), Set(0, 0));
+//!         let mut replica = Replica::new(id, peers, cluster, node.clone(), noop, beat, (least, most));
 //!         thread::spawn(move || replica.start(recv_msg, recv_transition));
-//!         (node, wake)
-//!     };
-//!     let nodes: Vec<_> = (0..3).map(start).collect();
-//!     while nodes.iter().any(|(node, _)| node.lock().unwrap().value != 42) {
-//!         for (node, wake) in &nodes { // Only the leader takes it, so ask all, until done.
-//!             node.lock().unwrap().pending = vec![Set(1, Some(42))];
-//!             let _ = wake.try_send(());
-//!         }
-//!         thread::sleep(ms(10));
+//!         (node, ask, wake)
+//!     });
+//!     while nodes.iter().any(|(node, ..)| node.lock().unwrap().value != 42) {
+//!         for (_, ask, wake) in &nodes { let _ = (ask.send(Set(1, 42)), wake.try_send(())); }
+//!         thread::sleep(beat); // Only the leader takes it, so ask all, until it is done.
 //!     }
 //! }
 //! ```
@@ -90,7 +79,7 @@
 //! ```text
 //!   messages         transitions, reads         time
 //!       |                    |                    |
-//!       +-------- step, propose, read, tick ------+
+//!       +-------- step, propose, read ------------+
 //!                            |
 //!                         [ Raft ]
 //!                            |  outputs
@@ -144,12 +133,11 @@ pub mod state_machine;
 pub mod storage;
 
 pub use {cluster::*, membership::*, message::*, raft::*, replica::*};
-pub use {replication::*, state_machine::*, storage::*};
+pub use {state_machine::*, storage::*};
 
 // What the modules use; each begins with `use crate::*`.
 pub(crate) use ::log::{info, warn};
 pub(crate) use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
-pub(crate) use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-pub(crate) use std::{fmt::Debug, io, mem::replace, mem::take, sync::Arc, sync::Mutex};
-pub(crate) use std::{io::ErrorKind::*, time::Duration, time::Instant, time::UNIX_EPOCH};
-pub(crate) use {Activity::*, Role::*, TransitionAbandonedReason::*, TransitionState::*};
+pub(crate) use std::{collections::*, fmt::Debug, io, io::ErrorKind::*, mem::replace, mem::take};
+pub(crate) use std::{sync::Arc, sync::Mutex, time::Duration, time::Instant, time::UNIX_EPOCH};
+pub(crate) use {Role::*, TransitionAbandonedReason::*, TransitionState::*};

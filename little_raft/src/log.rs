@@ -16,32 +16,28 @@ pub(crate) struct Log<T, D> {
     pub(crate) base: LogId,
     /// Up to here the log is durable.
     pub(crate) saved: Index,
-    /// The lowest index removed since the last save.
-    pub(crate) truncated: Option<Index>,
     runs: VecDeque<Run<T>>,
     /// The configurations, each with the index from which it holds; of the first that is the end of
     /// the snapshot. One takes effect by being appended, and is reverted by being truncated (§6).
     pub(crate) memberships: Vec<(Index, Arc<Membership>)>,
     /// The latest snapshot, of an entry that is the base or in the log.
     pub(crate) snapshot: Option<Snapshot<D>>,
-    /// The term, vote and end of the snapshot that are saved; nothing before the first save.
-    pub(crate) durable: Option<(Term, Option<ReplicaID>, Index)>,
-    /// What this replica queued in leaderships that are over, and whose fate is not known yet.
-    pub(crate) orphans: BTreeMap<LogId, T>,
+    /// Term, vote, and the ends of the snapshot and of the log, as they were last saved.
+    pub(crate) durable: Option<(Term, Option<ReplicaID>, Index, Index)>,
 }
 
-impl<T: Clone, D> Log<T, D> {
+impl<T: Clone, D: Clone> Log<T, D> {
     /// The log as it was saved, if it can have been: in order, without gaps, reaching the snapshot.
     pub(crate) fn load(from: Change<T, D>, initial: Membership) -> Option<Self> {
-        let Change { term, voted_for, compacted: base, snapshot, membership, .. } = from;
+        let Change { term, voted_for, compacted: base, runs, snapshot, membership, .. } = from;
         let end = snapshot.as_ref().map_or(LogId::default(), Snapshot::last);
-        let durable = membership.is_some().then_some((term, voted_for, end.index));
+        let saved = runs.last().map_or(base, Run::last).index;
+        let durable = membership.is_some().then_some((term, voted_for, end.index, saved));
         let memberships = vec![(end.index, Arc::new(membership.unwrap_or(initial)))];
-        let (saved, (truncated, runs, orphans)) = (base.index, Default::default());
-        let mut log = Log { base, saved, truncated, runs, memberships, snapshot, durable, orphans };
-        let fits = base.term <= term && log.splice(base, from.runs, term, saved) && log.holds(end);
-        log.saved = log.last().index;
-        (fits && term.max(log.saved) < LIMIT).then_some(log)
+        let mut log = Log { base, saved, runs: VecDeque::new(), memberships, snapshot, durable };
+        let fits = log.splice(base, runs, term, base.index) && log.holds(end) && saved < LIMIT;
+        log.saved = saved;
+        (fits && (base.term..LIMIT).contains(&term)).then_some(log)
     }
 
     /// The last entry, or the base if there is none.
@@ -69,7 +65,7 @@ impl<T: Clone, D> Log<T, D> {
         LogId { index: last.index.min(id.index), ..last }.max(self.base)
     }
 
-    /// Appends a run that [follows](Run::follows) the last entry.
+    /// Appends a run that follows the last entry.
     pub(crate) fn append(&mut self, run: Run<T>) {
         if let Some(membership) = run.membership.clone() {
             // What the snapshot covers is forgotten but for the last.
@@ -87,50 +83,61 @@ impl<T: Clone, D> Log<T, D> {
     pub(crate) fn splice(
         &mut self, mut prev: LogId, runs: Vec<Run<T>>, term: Term, commit: Index,
     ) -> bool {
-        for run in runs {
-            let last = run.last();
+        runs.into_iter().all(|run| {
+            let (before, last) = (replace(&mut prev, run.last()), run.last());
+            // One thing or the other, the next index, and a term between those around it.
+            let kind = run.transitions.is_empty() == run.membership.is_some();
+            let next = run.first.checked_sub(1) == Some(before.index);
+            let term_fits = (before.term.max(1)..=term).contains(&run.term);
             let mut indexes = run.first.max(self.base.index)..=last.index;
             let new = indexes.find(|&index| !self.holds(LogId { index, ..last }));
-            if new.is_some_and(|index| index <= commit) || !run.follows(prev, term) {
-                return false;
-            } else if let Some(from) = new {
+            let sound = kind && next && term_fits && new.is_none_or(|index| index > commit);
+            if let Some(from) = new.filter(|_| sound) {
                 self.truncate(from);
                 self.append(run.slice(from, last.index));
             }
-            prev = last;
-        }
-        true
+            sound
+        })
     }
 
     /// Removes the entries from index `from` on, which lies above the base, if there are any.
     fn truncate(&mut self, from: Index) {
-        while let Some(run) = self.runs.pop_back_if(|run| run.last().index >= from) {
-            self.memberships.retain(|(index, _)| *index < from);
-            self.truncated = Some(from.min(self.truncated.unwrap_or(from)));
-            if run.first < from {
-                self.runs.push_back(run.slice(run.first, from - 1));
-            }
-        }
+        let cut = self.runs.drain(self.place(from)..).next().filter(|run| run.first < from);
+        self.runs.extend(cut.map(|run| run.slice(run.first, from - 1)));
+        self.memberships.truncate(1.max(self.memberships.partition_point(|(at, _)| *at < from)));
         self.saved = self.saved.min(from - 1);
+    }
+
+    /// What is not saved yet, with this term and vote, as one change; nothing if nothing is new.
+    pub(crate) fn unsaved(&mut self, term: Term, vote: Option<ReplicaID>) -> Option<Change<T, D>> {
+        let (last, (end, membership)) = (self.last().index, &self.memberships[0]);
+        let before = self.durable.replace((term, vote, *end, last));
+        (before != self.durable || self.saved < last).then(|| {
+            let cut = before.filter(|(.., last)| *last > self.saved);
+            let truncate_from = cut.map(|_| self.saved + 1);
+            let news = before.is_none_or(|(_, _, saved, _)| saved != *end);
+            let membership = news.then(|| Membership::clone(membership));
+            let snapshot = if news { self.snapshot.clone() } else { None };
+            let (voted_for, compacted, runs) = (vote, self.base, self.slice(self.saved + 1, LIMIT));
+            Change { term, voted_for, truncate_from, compacted, runs, snapshot, membership }
+        })
     }
 
     /// Takes over a snapshot, forgets the entries up to index `to`, and the configurations before
     /// that of the snapshot.
     pub(crate) fn compact(&mut self, snapshot: Snapshot<D>, to: Index) {
-        let end = snapshot.last_included_index;
-        let covered = self.memberships.partition_point(|(index, _)| *index <= end);
-        self.memberships.drain(..covered - 1);
-        (self.memberships[0].0, self.snapshot) = (end, Some(snapshot));
+        self.memberships = self.memberships_from(snapshot.last_included_index).to_vec();
+        self.memberships[0].0 = snapshot.last_included_index;
+        self.snapshot = Some(snapshot);
         self.base = self.entry(to).unwrap_or(self.base);
         self.runs.drain(..self.place(self.base.index + 1));
     }
 
     /// Replaces the whole log by a snapshot.
     pub(crate) fn reset(&mut self, snapshot: Snapshot<D>, membership: Arc<Membership>) {
-        self.truncate(self.base.index + 1);
-        self.runs.clear();
         self.base = snapshot.last();
         self.saved = self.base.index;
+        self.runs.clear();
         self.memberships = vec![(self.saved, membership)];
         self.snapshot = Some(snapshot);
     }
@@ -162,14 +169,12 @@ impl<T: Clone, D> Log<T, D> {
         &self.memberships[after.saturating_sub(1)..]
     }
 
-    /// The place among the runs of the one that holds an index; their number if it lies behind.
+    /// The place among the runs of the first that reaches an index; their number if none does.
     fn place(&self, index: Index) -> usize {
-        let (len, first) = (self.runs.len(), |n: usize| self.runs.get(n).map(|run| run.first));
-        match self.runs.back() {
-            // Nearly always it is one of the last two, or none.
-            Some(run) if index >= run.first => len - usize::from(index <= run.last().index),
-            Some(_) if first(len.wrapping_sub(2)).is_some_and(|it| it <= index) => len - 2,
-            _ => self.runs.partition_point(|run| run.first <= index).saturating_sub(1),
-        }
+        let (len, begun) = (self.runs.len(), |run: &Run<T>| run.first <= index);
+        // Nearly always it is one of the last two, or none.
+        let near = (1..=2).find(|n| self.runs.get(len.wrapping_sub(*n)).is_some_and(begun));
+        let place = near.map_or_else(|| self.runs.partition_point(begun).max(1) - 1, |n| len - n);
+        place + usize::from(place < len && index > self.runs[place].last().index)
     }
 }

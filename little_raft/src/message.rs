@@ -51,13 +51,6 @@ impl<T: Clone> Run<T> {
         let transitions = if whole { self.transitions.clone() } else { part() };
         Run { first, term: self.term, transitions, membership: self.membership.clone() }
     }
-
-    /// Whether the run may come right after an entry in a log of this term: it is one thing or the
-    /// other, its index is the next, and its term fits in between.
-    pub(crate) fn follows(&self, prev: LogId, term: Term) -> bool {
-        let fits = (prev.term.max(1)..=term).contains(&self.term) && self.first == prev.index + 1;
-        fits && self.transitions.is_empty() == self.membership.is_some()
-    }
 }
 
 /// The time at which a leader began a round of messages, by its own clock, which goes on by at
@@ -71,16 +64,23 @@ pub type Round = Duration;
 /// if it lacks what the leader built upon, its latest entry that the leader may hold as well.
 pub type Answer = Result<Index, LogId>;
 
-/// What travels through a [`Cluster`]: what replicas say to each other, and what
-/// users ask of the leader, at whichever replica.
+/// Stands for a user where a message names its sender; no replica may have this id.
+pub const USER: ReplicaID = ReplicaID::MAX;
+
+/// What travels through a [`Cluster`]: what replicas say to each other, and what users ask of the
+/// leader, at whichever replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Message<T, D = Vec<u8>> {
-    Protocol { from_id: ReplicaID, term: Term, body: Body<T, D> },
-    Request(Request),
+pub struct Message<T, D = Vec<u8>> {
+    /// The sender.
+    pub from_id: ReplicaID,
+    /// The sender's term; 0 from a user.
+    pub term: Term,
+    /// What it says.
+    pub body: Body<T, D>,
 }
 
-/// What replicas say to each other. The term beside it is the sender's.
+/// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Body<T, D = Vec<u8>> {
@@ -105,17 +105,10 @@ pub enum Body<T, D = Vec<u8>> {
     ReadIndex { context: u64 },
     /// Answers that.
     ReadIndexResponse { context: u64, index: Index },
-    /// Passes on what a user asked of a replica that does not lead.
-    Request(Request),
-}
-
-/// What a user may ask of the leader: see [`Message::change_membership`] and
-/// [`Message::transfer_leadership`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Request {
+    /// A user asks for this configuration; see [`Message::change_membership`].
     ChangeMembership(Membership),
-    TransferLeadership { to_id: ReplicaID },
+    /// A user asks for another leader; see [`Message::transfer_leadership`].
+    TransferLeadership(ReplicaID),
 }
 
 impl<T, D> Message<T, D> {
@@ -128,13 +121,13 @@ impl<T, D> Message<T, D> {
     /// nobody would vote. Who votes need not be named as a learner too.
     pub fn change_membership(voters: Vec<ReplicaID>, learners: Vec<ReplicaID>) -> Self {
         let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
-        let (learners, outgoing) = (&learners - &voters, BTreeSet::new());
-        Message::Request(Request::ChangeMembership(Membership { voters, outgoing, learners }))
+        let asked = Membership { learners: &learners - &voters, voters, ..Membership::default() };
+        Message { from_id: USER, term: 0, body: Body::ChangeMembership(asked) }
     }
 
     /// Asks the leader to hand its leadership to a voter (thesis §3.10). The leader lets it catch
     /// up, takes no transitions meanwhile, and gives up after an election timeout.
     pub fn transfer_leadership(to_id: ReplicaID) -> Self {
-        Message::Request(Request::TransferLeadership { to_id })
+        Message { from_id: USER, term: 0, body: Body::TransferLeadership(to_id) }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   messages, transitions, reads, time
-//!                  |  step, propose, read, tick
+//!                  |  step, propose, read
 //!                  v
 //!               [ Raft ] -- outputs --> send the appends
 //!                                       save the change           (may fail: stop)
@@ -18,7 +18,7 @@
 //!
 //! Nothing that promises anything leaves before what it promises is durable.
 
-use crate::{election::Read, log::Log, *};
+use crate::{election::Read, log::Log, replication::Leading, *};
 
 /// Entries that one message holds at most.
 pub(crate) const MAX_BATCH: usize = 1024;
@@ -93,11 +93,12 @@ pub struct Status {
     pub voted_for: Option<ReplicaID>,
     /// The leader of that term, if known.
     pub leader: Option<ReplicaID>,
-    /// Until when that leader, or an earlier one, counts as alive; for ever, if it is this replica.
-    /// Before that nobody gets a vote, whatever the term, unless the leader itself asked for the
+    /// Until when that leader, or an earlier one, counts as alive. Before that nobody gets a vote, whatever the term, unless the leader itself asked for the
     /// election (thesis §4.2.3). Its lease counts on it. With leases a start counts as hearing a
     /// leader, for this replica may have heard one that it does not remember.
     pub loyal_until: Duration,
+    /// When it is going to send heartbeats, as a leader, or else to stand for election.
+    pub deadline: Duration,
     /// The configuration in force, committed or not.
     pub membership: Arc<Membership>,
     /// Index up to which the log is known to be committed.
@@ -110,6 +111,27 @@ pub struct Status {
     pub last_index: Index,
     /// At the leader, how far its peers are.
     pub peers: BTreeMap<ReplicaID, Progress>,
+}
+
+/// How far a peer is, as its leader sees it. Entries go to it as they come, ahead of the answers,
+/// unless the leader is probing, or waits for it to install a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Progress {
+    /// Index up to which the peer's log durably matches.
+    pub matched: Index,
+    /// Index of the next entry to send; ahead of `matched` by what is underway.
+    pub next: Index,
+    /// The leader finds out where the logs part, one message at a time.
+    pub probing: bool,
+    /// It may be installing a snapshot: until when, before it gets another, and how long that wait
+    /// is.
+    pub installing: Option<(Duration, Duration)>,
+    /// The latest round that it has echoed, zero for none: then, by the leader's clock, it was
+    /// alive.
+    pub heard: Round,
+    /// Answers to earlier rounds say nothing about where its log is now.
+    pub since: Round,
 }
 
 /// Messages, and to whom they go.
@@ -126,10 +148,8 @@ pub struct Outputs<T, D = Vec<u8>> {
     pub messages: Outbox<T, D>,
     /// To replace the state machine's state.
     pub restore: Option<Snapshot<D>>,
-    /// What this replica has appended as the leader.
-    pub queued: Vec<Run<T>>,
-    /// What was proposed here and will, as is now certain, not be applied on that account.
-    pub abandoned: Vec<(T, TransitionAbandonedReason)>,
+    /// What has become of transitions that were proposed here.
+    pub states: Vec<(Arc<Vec<T>>, TransitionState)>,
     /// How things are, if role, term, leader or configuration are new, or it is time to say so. May
     /// be told at any point of the turn: term and vote need not be durable yet.
     pub status: Option<Status>,
@@ -137,8 +157,8 @@ pub struct Outputs<T, D = Vec<u8>> {
 
 impl<T, D> Default for Outputs<T, D> {
     fn default() -> Self {
-        let (appends, change, messages, restore, queued, abandoned, status) = Default::default();
-        Outputs { appends, change, messages, restore, queued, abandoned, status }
+        let (appends, change, messages, restore, states, status) = Default::default();
+        Outputs { appends, change, messages, restore, states, status }
     }
 }
 
@@ -150,22 +170,21 @@ impl<T, D> Default for Outputs<T, D> {
 /// * base ≤ snapshot ≤ applied ≤ commit ≤ last;
 /// * no entry has a term above the replica's;
 /// * what is committed is never removed, which the log itself sees to;
-/// * a leader voted for itself, and for each peer matched < next ≤ last + 1.
+/// * a leader has its own vote, and for each peer matched < next ≤ last + 1.
 #[derive(Clone, Debug)]
 pub struct Raft<T, D = Vec<u8>> {
     pub(crate) config: Config,
     pub(crate) noop: T,
     pub(crate) random: Xoshiro256PlusPlus,
-    /// How things are; but what follows from the log is as it was last told.
-    pub(crate) me: Status,
+    /// How this replica is. What follows from the log is as of the last outputs.
+    pub me: Status,
     /// When to tell it again.
     tell_at: Duration,
-    /// When [`tick`](Self::tick) is due next: for a leader to send heartbeats, or else to stand for
-    /// election.
-    pub deadline: Duration,
     /// What belongs to a candidacy or a leadership, and ends with it.
     pub(crate) leading: Leading,
     pub(crate) log: Log<T, D>,
+    /// What this replica queued in leaderships that are over, and whose fate is not known yet.
+    pub(crate) orphans: BTreeMap<LogId, T>,
     pub(crate) reads: Vec<Read>,
     pub(crate) outputs: Outputs<T, D>,
 }
@@ -182,33 +201,33 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     pub fn new(config: Config, noop: T, saved: Change<T, D>, now: Duration) -> io::Result<Self> {
         let ((least, greatest), beat) = (config.election_timeout_range, config.heartbeat_timeout);
         let rising = Duration::ZERO < beat && beat < least && least <= greatest;
-        let Config { id, peer_ids, max_clock_drift: drift, .. } = &config;
-        if !rising || *drift >= Some(least) || peer_ids.contains(id) {
+        let (id, drift, peer_ids) = (config.id, config.max_clock_drift, &config.peer_ids);
+        if !rising || drift >= Some(least) || peer_ids.contains(&id) {
             return Err(io::Error::new(InvalidInput, format!("{SENSIBLE}: {config:?}")));
         }
-        let voters = peer_ids.iter().chain([id]).copied().filter(|_| !config.joining).collect();
+        let voters = peer_ids.iter().copied().chain([id]).filter(|_| !config.joining).collect();
         let initial = Membership { voters, ..Membership::default() };
         let impossible = || io::Error::new(InvalidData, "no replica has ever saved such a state");
-        let loyal_until = now.saturating_add(drift.map_or(Duration::ZERO, |_| least));
-        let (id, term, voted_for) = (*id, saved.term, saved.voted_for);
+        let (term, voted_for) = (saved.term, saved.voted_for);
         let log = Log::load(saved, initial).ok_or_else(impossible)?;
         let commit = log.memberships[0].0;
+        let loyal_until = drift.map_or(now, |_| now.saturating_add(least));
         let me = Status { id, now, term, voted_for, loyal_until, commit, ..Status::default() };
         let mut random = Xoshiro256PlusPlus::seed_from_u64(config.seed);
         let deadline = now.saturating_add(random.random_range(least..=greatest));
-        let (me, tell_at) = (Status { applied: commit, ..me }, now);
-        let (leading, reads, outputs) = Default::default();
-        Ok(Raft { config, noop, random, me, deadline, tell_at, leading, log, reads, outputs })
+        let (first_index, last_index) = (log.base.index + 1, log.last().index);
+        let membership = log.membership().1.clone();
+        let me = Status { applied: commit, deadline, membership, first_index, last_index, ..me };
+        let (tell_at, (leading, orphans, reads, outputs)) = (now, Default::default());
+        Ok(Raft { config, noop, random, me, tell_at, leading, log, orphans, reads, outputs })
     }
 
     /// Takes in a message at time `now`, the time since the replica began on a clock that never
     /// goes back.
     pub fn step(&mut self, now: Duration, message: Message<T, D>) {
         self.me.now = self.me.now.max(now);
-        match message {
-            Message::Request(request) => self.on_request(request, false),
-            Message::Protocol { from_id, .. } if from_id == self.me.id => {}
-            Message::Protocol { from_id, term, body } => self.receive(from_id, term, body),
+        if message.from_id != self.me.id {
+            self.receive(message.from_id, message.term, message.body);
         }
     }
 
@@ -216,16 +235,20 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     /// older term ends, its sender told of the newer.
     fn receive(&mut self, from: ReplicaID, term: Term, body: Body<T, D>) {
         let stands = |pre| if pre { PreCandidate } else { Candidate };
+        let loyal = self.me.role == Leader || self.me.now < self.me.loyal_until;
         match body {
             _ if term >= LIMIT => warn!("{}: drops a message of term {term}", self.me.id),
             // An answer to what was asked in an older term tells nothing, nor does its sender wait.
             Body::Vote { .. } if term < self.me.term => {}
             // What is asked and answered about reads, and what users ask, is so at any term.
             Body::ReadIndex { context } => self.on_read_index(from, context),
-            Body::ReadIndexResponse { context, index } => self.on_read_answer(context, index),
-            Body::Request(request) => self.on_request(request, true),
+            Body::ReadIndexResponse { context, index } => {
+                let asked = self.reads.iter_mut().filter(|read| read.ticket == context);
+                asked.for_each(|read| read.answer = Ok(index));
+            }
+            Body::ChangeMembership(_) | Body::TransferLeadership(_) => self.on_request(from, body),
             _ if term < self.me.term => self.send(from, Body::Vote { pre: false, granted: false }),
-            Body::RequestVote { transfer: false, .. } if self.me.now < self.me.loyal_until => {}
+            Body::RequestVote { transfer: false, .. } if loyal => {}
             _ if term > self.me.term => {
                 self.enter(term, Follower, None);
                 self.receive(from, term, body);
@@ -237,7 +260,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.send(from, Body::Appended { result, round });
             }
             Body::InstallSnapshot { snapshot, membership, round } if self.heed(from) => {
-                let result = Ok(self.install(snapshot, membership));
+                let result = self.install(snapshot, membership);
                 self.send(from, Body::Appended { result, round });
             }
             Body::Appended { result, round } => self.on_appended(from, result, round),
@@ -254,41 +277,26 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         if self.me.role == Leader {
             for run in self.log.slice(self.leading.first.max(self.me.commit + 1), LIMIT) {
                 let ids = (run.first..).map(|index| LogId { term: run.term, index });
-                self.log.orphans.extend(ids.zip(run.transitions.iter().cloned()));
+                self.orphans.extend(ids.zip(run.transitions.iter().cloned()));
             }
-            self.me.loyal_until = self.me.now;
             self.reset_election_timer();
         }
         self.me.voted_for = self.me.voted_for.filter(|_| term == self.me.term);
         (self.me.term, self.me.role, self.me.leader) = (term, role, leader);
         (self.leading, self.me.peers) = (Leading::default(), BTreeMap::new());
         self.tell_at = self.me.now;
-        self.reads.iter_mut().for_each(|read| read.overdue_at = self.me.now);
-    }
-
-    /// Lets time pass. To be called at the [`deadline`](Self#structfield.deadline) at the latest,
-    /// and after the messages that have arrived.
-    pub fn tick(&mut self, now: Duration) {
-        self.me.now = self.me.now.max(now);
-        match self.me.role {
-            _ if self.me.now < self.deadline => {}
-            Leader => self.on_heartbeat_timeout(),
-            // Even after an election that led to nothing a pre-vote comes next, so that terms do
-            // not rise in vain (thesis §9.6).
-            _ => self.campaign(PreCandidate, false),
-        }
+        self.reads.iter_mut().for_each(|read| read.answer = Err(self.me.now));
     }
 
     /// Appends transitions to the log. They are abandoned if this replica does not lead or is
     /// handing its leadership over.
     pub fn propose(&mut self, transitions: Vec<T>) {
+        let accepts = self.me.role == Leader && self.leading.transfer.1 <= self.me.now;
         let mut rest = transitions.into_iter();
-        if self.me.role != Leader || self.leading.transfer.is_some() {
-            self.outputs.abandoned.extend(rest.by_ref().map(|it| (it, NotLeader)));
-        }
-        while rest.len() > 0 {
+        while accepts && rest.len() > 0 {
             self.append_as_leader(rest.by_ref().take(MAX_BATCH).collect(), None);
         }
+        self.outputs.states.push((Arc::new(rest.collect()), Abandoned(NotLeader)));
     }
 
     /// Whether more transitions should be asked for. A leader with too much underway says no and
@@ -297,42 +305,36 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         self.me.role != Leader || self.log.last().index - self.me.applied < MAX_UNDERWAY
     }
 
-    /// What is to be done now. Call it once a turn, after all inputs.
+    /// What is to be done at time `now`. Call it once a turn, after all inputs, and at the
+    /// [`deadline`](Status::deadline) at the latest.
     ///
     /// # Panics
     /// If a law of Raft is broken, which is a bug in this library.
-    pub fn outputs(&mut self) -> Outputs<T, D> {
-        if self.me.role == Leader {
-            self.lead();
+    pub fn outputs(&mut self, now: Duration) -> Outputs<T, D> {
+        self.me.now = self.me.now.max(now);
+        if self.me.role != Leader && self.me.now >= self.me.deadline {
+            // Even after an election that led to nothing a pre-vote comes next, so that terms do
+            // not rise in vain (thesis §9.6).
+            self.campaign(PreCandidate, false);
         }
+        self.lead();
         self.check();
-        if self.me.now >= self.tell_at || self.me.membership != self.log.membership().1 {
-            self.me = self.status();
-            self.outputs.status = Some(self.me.clone());
+        let news = self.me.membership != self.log.membership().1 || self.me.now >= self.tell_at;
+        self.me.first_index = self.log.base.index + 1;
+        self.me.last_index = self.log.last().index;
+        if news {
+            self.me.membership = self.log.membership().1.clone();
             self.tell_at = self.me.now.saturating_add(self.config.heartbeat_timeout);
+            self.outputs.status = Some(self.me.clone());
         }
-        let (end, membership) = &self.log.memberships[0];
-        let promised = Some((self.me.term, self.me.voted_for, *end));
-        if self.log.saved < self.log.last().index || promised != self.log.durable {
-            let news = self.log.durable.is_none_or(|(.., saved)| saved != *end);
-            let (term, voted_for, compacted) = (self.me.term, self.me.voted_for, self.log.base);
-            let (runs, truncate_from) =
-                (self.log.slice(self.log.saved + 1, LIMIT), self.log.truncated);
-            let membership = news.then(|| Membership::clone(membership));
-            let snapshot = if news { self.log.snapshot.clone() } else { None };
-            let new =
-                Change { term, voted_for, truncate_from, compacted, runs, snapshot, membership };
-            (self.log.durable, self.outputs.change) = (promised, Some(new));
-        }
+        self.outputs.change = self.log.unsaved(self.me.term, self.me.voted_for);
         take(&mut self.outputs)
     }
 
     /// Tells that the change of the last outputs is durable.
     pub fn saved(&mut self) {
-        (self.log.saved, self.log.truncated) = (self.log.last().index, None);
-        if self.me.role == Leader {
-            self.advance_commit();
-        }
+        self.log.saved = self.log.last().index;
+        self.advance_commit();
     }
 
     /// The next committed transitions to apply, in order; none if all are applied. To be followed
@@ -342,7 +344,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
     }
 
     /// Tells that the first `count` of the [`committed`](Self::committed) transitions are applied.
-    /// Configurations among them take effect in here; there is nothing to apply.
+    /// Configurations among them take effect when they are appended; there is nothing to apply.
     pub fn applied(&mut self, count: usize) {
         self.me.applied = self.me.commit.min(self.me.applied.saturating_add(count));
         while self.me.applied < self.me.commit && self.committed().is_empty() {
@@ -350,37 +352,25 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         }
     }
 
-    /// The position at which it is time for a snapshot: right after what is applied.
-    pub fn snapshot_due(&self) -> Option<LogId> {
-        let (delta, applied) = (self.config.snapshot_delta, self.me.applied);
-        let due = delta > 0 && applied - self.log.memberships[0].0 >= delta;
-        let known = || !self.log.memberships_from(applied)[0].1.voters.is_empty();
-        if due && known() { self.log.entry(applied) } else { None }
-    }
-
-    /// Takes a snapshot and forgets what it covers, but for a part that slow followers may need.
+    /// If it is time for a snapshot, has it created, of what is applied, and forgets what it covers,
+    /// but for a part that slow followers may need. Call it after applying.
     ///
     /// # Errors
-    /// `InvalidInput` if it is not of where one was due.
-    pub fn compact(&mut self, snapshot: Snapshot<D>) -> io::Result<()> {
-        if Some(snapshot.last()) != self.snapshot_due() {
-            let error = format!("not the snapshot that is due: {:?}", snapshot.last());
-            return Err(io::Error::new(InvalidInput, error));
+    /// `InvalidInput` if the snapshot is not of the index and term that were asked for.
+    pub fn compact(&mut self, create: impl FnOnce(Index, Term) -> Snapshot<D>) -> io::Result<()> {
+        let (delta, applied, now) = (self.config.snapshot_delta, self.me.applied, self.me.now);
+        let known = || !self.log.memberships_from(applied)[0].1.voters.is_empty();
+        let due = delta > 0 && applied - self.log.memberships[0].0 >= delta && known();
+        let Some(last) = due.then(|| self.log.entry(applied)).flatten() else { return Ok(()) };
+        let snapshot = create(last.index, last.term);
+        if snapshot.last() != last {
+            return Err(io::Error::new(InvalidInput, format!("not a snapshot at {last:?}")));
         }
         // A peer that may still be installing a snapshot will need what follows it.
-        let Status { now, applied, ref peers, .. } = self.me;
-        let waits = |it: &Progress| it.activity == Installing && now < it.patience.0;
-        let times = if peers.values().any(waits) { MAX_KEPT } else { 1 };
-        let kept = self.config.snapshot_delta.saturating_mul(times);
-        self.log.compact(snapshot, applied.saturating_sub(kept));
+        let waits = |it: &Progress| it.installing.is_some_and(|(until, _)| now < until);
+        let times = if self.me.peers.values().any(waits) { MAX_KEPT } else { 1 };
+        self.log.compact(snapshot, applied.saturating_sub(delta.saturating_mul(times)));
         Ok(())
-    }
-
-    /// How things are now.
-    pub fn status(&self) -> Status {
-        let (first_index, last_index) = (self.log.base.index + 1, self.log.last().index);
-        let membership = self.log.membership().1.clone();
-        Status { first_index, last_index, membership, ..self.me.clone() }
     }
 
     /// Checks the laws that [`Raft`] lists.
@@ -389,22 +379,21 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let order = [self.log.base.index, snapshot, me.applied, me.commit, last.index];
         assert!(order.is_sorted(), "base ≤ snapshot ≤ applied ≤ commit ≤ last: {order:?} {me:?}");
         assert!(last.term <= me.term, "no entry has a term above the replica's: {last:?} {me:?}");
-        let elected = me.role != Leader || self.me.voted_for == Some(me.id);
-        assert!(elected, "a leader voted for itself: {me:?}");
+        assert!(me.role != Leader || me.voted_for == Some(me.id), "a leader has its vote: {me:?}");
         let in_order = |it: &Progress| it.matched < it.next && it.next <= last.index + 1;
         assert!(me.peers.values().all(in_order), "matched < next ≤ last + 1: {last:?} {me:?}");
     }
 
     /// Sends a message, in the current term. Everything waits for the save but appends: they
-    /// promise nothing that is not durable, if only the term is (thesis §10.2.1).
+    /// promise nothing that is not durable, once the leader's first entry is, and with it the term
+    /// (thesis §10.2.1).
     pub(crate) fn send(&mut self, to: ReplicaID, body: Body<T, D>) {
-        let term = self.me.term;
+        let (term, append) = (self.me.term, matches!(body, Body::AppendEntries { .. }));
         if to == self.me.id {
             return self.receive(to, term, body);
         }
-        let saved = self.log.durable.is_some_and(|(saved, ..)| saved == term);
-        let early = saved && matches!(body, Body::AppendEntries { .. });
+        let early = append && self.leading.first <= self.log.saved;
         let queue = if early { &mut self.outputs.appends } else { &mut self.outputs.messages };
-        queue.push((to, Message::Protocol { from_id: self.me.id, term, body }));
+        queue.push((to, Message { from_id: self.me.id, term, body }));
     }
 }

@@ -19,8 +19,6 @@ pub struct Replica<S, T: StateMachineTransition, C, D = Vec<u8>> {
     began: Instant,
     /// The reads underway, by the ticket under which they were asked together.
     reads: HashMap<u64, Vec<T::TransitionID>>,
-    /// Which of the channels had a notification that is not served yet.
-    due: [bool; 3],
     /// The leader of which the cluster was told last.
     leader: Option<ReplicaID>,
 }
@@ -45,9 +43,9 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     ) -> Self {
         let others = Config { seed: rand::random(), ..Config::default() };
         let config = Config { id, peer_ids, heartbeat_timeout, election_timeout_range, ..others };
-        let (noop, began, storage) = (noop_transition, Instant::now(), None);
-        let (raft, reads, due, leader) = (Some(None), HashMap::new(), [false; 3], None);
-        Replica { config, noop, began, cluster, state_machine, storage, raft, reads, due, leader }
+        let (noop, began, raft) = (noop_transition, Instant::now(), Some(None));
+        let (storage, reads, leader) = Default::default();
+        Replica { config, noop, began, cluster, state_machine, storage, raft, reads, leader }
     }
 
     /// Keeps term, vote, log and snapshots in a storage, so that the replica may come back.
@@ -98,13 +96,12 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         &mut self, recv_msg: Receiver<()>, recv_transition: Receiver<()>,
     ) -> io::Result<()> {
         let failed = || io::Error::other("this replica has failed before, make a new one");
-        let kept = self.raft.take().ok_or_else(failed)?;
-        let mut raft = kept.map_or_else(|| self.load(), Ok)?;
+        let mut raft = self.raft.take().ok_or_else(failed)?.map_or_else(|| self.load(), Ok)?;
         let (wake, recv_timer) = bounded(1);
-        let channels = [recv_msg, recv_transition, recv_timer];
+        let channels = [recv_msg, recv_timer, recv_transition];
         let mut wakeups = Wakeups { channels, timer: Timer::new(), wake, armed: None };
         while self.take_inputs(&mut raft, &mut wakeups)? {
-            let mut outputs = raft.outputs();
+            let mut outputs = raft.outputs(self.began.elapsed());
             self.tell(&mut outputs.appends, outputs.status.take())?;
             if let Some(change) = outputs.change.take() {
                 self.storage.as_mut().map_or(Ok(()), |storage| storage.save(change))?;
@@ -125,41 +122,37 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         }
         let mut saved = loaded.unwrap_or_default();
         let mut state_machine = lock(&self.state_machine)?;
-        let restore = saved.snapshot.clone();
-        if restore.is_none() {
+        if let Some(snapshot) = saved.snapshot.clone() {
+            state_machine.set_snapshot(snapshot);
+        } else {
             saved.snapshot = state_machine.get_snapshot();
             let seed = saved.snapshot.as_ref().filter(|_| saved.runs.is_empty());
             saved.compacted = seed.map_or(saved.compacted, Snapshot::last);
             saved.term = saved.term.max(saved.compacted.term);
         }
-        let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, self.began.elapsed())?;
-        restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
-        Ok(raft)
+        Raft::new(self.config.clone(), self.noop.clone(), saved, self.began.elapsed())
     }
 
     /// Waits for something to do, and takes in all that has come: messages, time, transitions,
     /// reads. False if it is time to halt.
     fn take_inputs(&mut self, raft: &mut Raft<T, D>, wakeups: &mut Wakeups) -> io::Result<bool> {
         let now = self.began.elapsed();
-        let wake_at = if raft.committed().is_empty() { raft.deadline } else { now };
-        wakeups.wait(now, wake_at, self.config.heartbeat_timeout);
+        let wake_at = if raft.committed().is_empty() { raft.me.deadline } else { now };
+        wakeups.wait(now, wake_at, self.config.heartbeat_timeout, raft.wants_transitions());
         let mut cluster = lock(&self.cluster)?;
         if cluster.halt() {
             return Ok(false);
         }
-        wakeups.take_tokens(&mut self.due);
-        let messages = if take(&mut self.due[0]) { cluster.receive_messages() } else { vec![] };
+        let messages = if wakeups.take(0) { cluster.receive_messages() } else { Vec::new() };
         drop(cluster);
         let now = self.began.elapsed();
         messages.into_iter().for_each(|message| raft.step(now, message));
-        raft.tick(now);
-        if self.due[1] && raft.wants_transitions() {
-            self.due[1] = false;
+        if raft.wants_transitions() && wakeups.take(2) {
             let mut state_machine = lock(&self.state_machine)?;
             raft.propose(state_machine.get_pending_transitions());
             let reads = state_machine.get_pending_reads();
             if !reads.is_empty() {
-                // A lease is judged by a time after the read was asked for, so not by `now`.
+                // A lease is judged by a time after the reads were asked for, so not by `now`.
                 self.reads.insert(raft.read(self.began.elapsed()), reads);
             }
         }
@@ -184,10 +177,9 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
     fn apply(&mut self, raft: &mut Raft<T, D>, outputs: Outputs<T, D>) -> io::Result<()> {
         let mut state_machine = lock(&self.state_machine)?;
         outputs.restore.into_iter().for_each(|snapshot| state_machine.set_snapshot(snapshot));
-        let queued = outputs.queued.iter().flat_map(|run| run.transitions.iter());
-        queued.for_each(|it| state_machine.register_transition_state(it.get_id(), Queued));
-        for (transition, reason) in outputs.abandoned {
-            state_machine.register_transition_state(transition.get_id(), Abandoned(reason));
+        for (transitions, state) in outputs.states {
+            let ids = transitions.iter().map(T::get_id);
+            ids.for_each(|id| state_machine.register_transition_state(id, state.clone()));
         }
         // No longer than heartbeats can wait; a look at the clock costs as much as a small
         // transition.
@@ -201,14 +193,10 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         });
         raft.applied(applied.count());
         for (ticket, state) in raft.take_reads() {
-            for read_id in self.reads.remove(&ticket).into_iter().flatten() {
-                state_machine.register_read_state(read_id, state);
-            }
+            let reads = self.reads.remove(&ticket).into_iter().flatten();
+            reads.for_each(|id| state_machine.register_read_state(id, state));
         }
-        if let Some(LogId { index, term }) = raft.snapshot_due() {
-            raft.compact(state_machine.create_snapshot(index, term))?;
-        }
-        Ok(())
+        raft.compact(|index, term| state_machine.create_snapshot(index, term))
     }
 }
 
@@ -217,8 +205,9 @@ fn lock<M>(mutex: &Mutex<M>) -> io::Result<std::sync::MutexGuard<'_, M>> {
     mutex.lock().map_err(|_| io::Error::other("a thread panicked while it held a replica's mutex"))
 }
 
-/// What wakes the loop: the user's two channels, and the timer's.
+/// What wakes the loop.
 struct Wakeups {
+    /// For messages, for the time, for transitions and reads.
     channels: [Receiver<()>; 3],
     timer: Timer,
     wake: Sender<()>,
@@ -229,8 +218,8 @@ struct Wakeups {
 impl Wakeups {
     /// Waits for a notification, or for the timer, which is to wake the loop at `wake_at` or
     /// earlier; though no longer than `longest`, because it follows the wall clock, which may be
-    /// set back.
-    fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration) {
+    /// set back. Tokens of the last channel stay there as long as nobody `wants` them.
+    fn wait(&mut self, now: Duration, wake_at: Duration, longest: Duration, wants: bool) {
         let left = wake_at.saturating_sub(now).min(Duration::from_secs(3600));
         let armed = self.armed.as_ref().is_some_and(|(at, _)| (now..=wake_at).contains(at));
         if !armed && !left.is_zero() {
@@ -242,22 +231,23 @@ impl Wakeups {
             self.armed = Some((now + left, set(date + left)));
         }
         let mut select = Select::new();
-        self.channels.iter().for_each(|channel| _ = select.recv(channel));
+        self.channels[..2 + usize::from(wants)].iter().for_each(|it| _ = select.recv(it));
         // Which of them is ready shows when their tokens are taken.
         let _ = select.ready_timeout(if left.is_zero() { left } else { longest });
+        self.take(1);
     }
 
-    /// Takes all notifications there are: they are tokens, not counts. Not before it is certain
-    /// that this turn will serve them: at a halt they stay for the next start.
-    fn take_tokens(&mut self, due: &mut [bool; 3]) {
-        for (channel, due) in self.channels.iter_mut().zip(due) {
-            for _ in 0..channel.len().max(1) {
-                match channel.try_recv() {
-                    Err(error) if error.is_disconnected() => *channel = never(),
-                    token => *due |= token.is_ok(),
-                }
-            }
+    /// Takes all tokens of a channel, and says whether there were any: they are tokens, not counts.
+    /// Not before it is certain that this turn will serve them: at a halt they stay for the next
+    /// start. A channel that is disconnected is forgotten.
+    fn take(&mut self, place: usize) -> bool {
+        let channel = &mut self.channels[place];
+        let (token, others) = (channel.try_recv(), channel.len());
+        channel.try_iter().take(others).for_each(drop);
+        if token.is_err_and(|error| error.is_disconnected()) {
+            *channel = never();
         }
+        token.is_ok()
     }
 }
 

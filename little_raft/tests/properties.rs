@@ -2,8 +2,8 @@
 //! the enumeration of majorities, the log and what is saved of it against a vector.
 
 use little_raft::{
-    Body, Change, Config, Index, LogId, Membership, Message, Raft, ReplicaID, Request, Role, Run,
-    Snapshot, StateMachineTransition, Status, Storage, Term,
+    Body, Change, Config, Index, LogId, Membership, Message, Raft, ReplicaID, Role, Run, Snapshot,
+    StateMachineTransition, Status, Storage, Term,
 };
 use little_raft_sim::{MemoryStorage, append};
 use proptest::prelude::*;
@@ -401,7 +401,7 @@ impl History {
 
     fn send(&mut self, place: usize, body: Body<Number, Vec<u32>>) {
         // Two replicas take turns at leading.
-        self.sent.push(Message::Protocol { from_id: 1 + place % 2, term: place + 1, body });
+        self.sent.push(Message { from_id: 1 + place % 2, term: place + 1, body });
     }
 
     /// The n-th message goes out in the n-th round, so that answers tell what they answer.
@@ -454,7 +454,7 @@ impl Paper {
     }
 
     fn receive(&mut self, message: &Message<Number, Vec<u32>>, history: &History) -> Answer {
-        let Message::Protocol { term, body, .. } = message else { panic!("leaders send no other") };
+        let Message { term, body, .. } = message;
         if *term < self.term {
             return Answer::NewerTerm(self.term);
         }
@@ -551,10 +551,10 @@ impl Follower {
 
     /// A peer gives it the vote, or the pre-vote, for which it stands.
     fn grant_what_it_asks(&mut self, now: Duration) {
-        let Status { role, term, .. } = self.raft.status();
+        let Status { role, term, .. } = self.raft.me.clone();
         let pre = role == Role::PreCandidate;
         let body = Body::Vote { pre, granted: true };
-        self.raft.step(now, Message::Protocol { from_id: 1, term, body });
+        self.raft.step(now, Message { from_id: 1, term, body });
     }
 
     /// A turn; perhaps another without input, which saves what the first has compacted.
@@ -563,20 +563,20 @@ impl Follower {
         let (answers, cut) = self.take_outputs();
         if self.saves_compaction {
             assert_eq!(self.take_outputs(), (vec![], None));
-            let rest = self.raft.outputs();
+            let rest = self.raft.outputs(Duration::ZERO);
             assert_eq!(rest.change, None, "nothing is saved when nothing changed");
         }
         (answers, cut)
     }
 
     fn take_outputs(&mut self) -> (Vec<Answer>, Option<Index>) {
-        let (appends, messages, cut) = self.do_outputs();
+        let (appends, messages, cut) = self.do_outputs(Duration::ZERO);
         assert_eq!(appends, [], "a follower sends no appends");
         let answer = |(_, message): (ReplicaID, Message<Number, Vec<u32>>)| match message {
-            Message::Protocol { term, body: Body::Appended { result, round }, .. } => {
+            Message { term, body: Body::Appended { result, round }, .. } => {
                 Answer::Appended(term, result, round)
             }
-            Message::Protocol { term, body: Body::Vote { pre: false, granted: false }, .. } => {
+            Message { term, body: Body::Vote { pre: false, granted: false }, .. } => {
                 Answer::NewerTerm(term)
             }
             other => panic!("a follower answered {other:?}"),
@@ -585,8 +585,8 @@ impl Follower {
     }
 
     /// Saves, applies and compacts. Returns what is to be sent, and where the saved log was cut off.
-    fn do_outputs(&mut self) -> (Sent, Sent, Option<Index>) {
-        let outputs = self.raft.outputs();
+    fn do_outputs(&mut self, now: Duration) -> (Sent, Sent, Option<Index>) {
+        let outputs = self.raft.outputs(now);
         let cut = outputs.change.as_ref().and_then(|change| change.truncate_from);
         if let Some(change) = outputs.change {
             self.storage.save(change).expect("memory does not fail");
@@ -598,19 +598,20 @@ impl Follower {
         while let Some(page) = self.raft.committed().chunks(self.page).next() {
             self.applied.extend(page.iter().map(|number| number.0));
             self.raft.applied(page.len());
-            if let Some(LogId { term, index }) = self.raft.snapshot_due() {
-                let (last_included_index, last_included_term) = (index, term);
-                let data = self.applied.clone();
-                let snapshot = Snapshot { last_included_index, last_included_term, data };
-                self.raft.compact(snapshot).expect("it is the one that was due");
-            }
+            let data = self.applied.clone();
+            let compacted = self.raft.compact(|last_included_index, last_included_term| Snapshot {
+                last_included_index,
+                last_included_term,
+                data,
+            });
+            compacted.expect("it is the one that was asked for");
         }
         (outputs.appends, outputs.messages, cut)
     }
 
     /// The log, what is saved of it, the configuration and the applied state are the paper's.
     fn check(&mut self, paper: &Paper) {
-        let status = self.raft.status();
+        let status = self.raft.me.clone();
         assert_eq!((status.term, status.commit), (paper.term, paper.commit));
         assert_eq!((status.applied, status.last_index), (paper.commit, paper.log.len()));
         assert_eq!(*status.membership, configuration_after(&paper.log));
@@ -653,14 +654,14 @@ fn count(cell: &Cell<usize>, happened: bool) {
 
 fn deliver(follower: &mut Follower, paper: &mut Paper, history: &History, at: usize, seen: &Seen) {
     let message = &history.sent[at];
-    let (log, first) = (paper.log.clone(), follower.raft.status().first_index);
+    let (log, first) = (paper.log.clone(), follower.raft.me.first_index);
     let expected = paper.receive(message, history);
     let (answers, cut) = follower.turn(message.clone());
     assert_eq!(answers, std::slice::from_ref(&expected), "to {message:?}");
     follower.check(paper);
 
     let kept = log.iter().zip(&paper.log).take_while(|(was, is)| was == is).count();
-    let installs = matches!(message, Message::Protocol { body: Body::InstallSnapshot { .. }, .. });
+    let installs = matches!(message, Message { body: Body::InstallSnapshot { .. }, .. });
     let installed = installs && log != paper.log;
     if !installed {
         assert_eq!(cut, Some(kept + 1).filter(|_| kept < log.len()), "cut off only what conflicts");
@@ -669,7 +670,7 @@ fn deliver(follower: &mut Follower, paper: &mut Paper, history: &History, at: us
     count(&seen.mismatched, matches!(expected, Answer::Appended(_, Err(_), _)));
     count(&seen.cut_off, cut.is_some());
     count(&seen.installed, installed);
-    count(&seen.compacted, !installed && follower.raft.status().first_index > first);
+    count(&seen.compacted, !installed && follower.raft.me.first_index > first);
 }
 
 /// R1, R3, R4, R11, C4, X1, S3, S4, M7: whatever a history of leaders sends, late, twice, out of
@@ -699,7 +700,7 @@ fn a_follower_is_the_follower_of_the_paper() {
                 Event::Deliver { .. } => {}
                 Event::Restart => {
                     follower.restart();
-                    paper.commit = follower.raft.status().commit;
+                    paper.commit = follower.raft.me.commit;
                     follower.check(&paper);
                     count(&seen.restarted, paper.commit > 0);
                 }
@@ -722,13 +723,13 @@ const IN_FLIGHT: usize = 64 * BATCH;
 /// What a leader sends to a peer in one turn, entries only: the first of each message, how many, and
 /// the round.
 fn appends_to(raft: &mut Raft<Number, Vec<u32>>, peer: ReplicaID) -> Vec<(Index, usize, Duration)> {
-    let outputs = raft.outputs();
+    let outputs = raft.outputs(Duration::ZERO);
     if outputs.change.is_some() {
         raft.saved();
     }
     let sent = outputs.appends.iter().chain(&outputs.messages).filter(|(to, _)| *to == peer);
     let entries = sent.filter_map(|(_, message)| match message {
-        Message::Protocol { body: Body::AppendEntries { prev, runs, round, .. }, .. } => {
+        Message { body: Body::AppendEntries { prev, runs, round, .. }, .. } => {
             let last = runs.last().map_or(prev.index, |run| run.last().index);
             Some((prev.index + 1, last - prev.index, *round))
         }
@@ -747,19 +748,20 @@ fn leader() -> Raft<Number, Vec<u32>> {
 fn elect(raft: &mut Raft<Number, Vec<u32>>) {
     let vote = |raft: &mut Raft<Number, Vec<u32>>, pre, term| {
         let body = Body::Vote { pre, granted: true };
-        raft.step(raft.deadline, Message::Protocol { from_id: 1, term, body });
+        raft.step(raft.me.deadline, Message { from_id: 1, term, body });
     };
-    raft.tick(raft.deadline);
+    raft.outputs(raft.me.deadline);
+    raft.saved();
     vote(raft, true, 0);
     vote(raft, false, 1);
-    assert_eq!(raft.status().leader, Some(FOLLOWER));
+    assert_eq!(raft.me.leader, Some(FOLLOWER));
     let sent = appends_to(raft, 1);
     assert!(matches!(sent[..], [(1, 1, _)]), "{sent:?}");
 }
 
 fn answer(raft: &mut Raft<Number, Vec<u32>>, result: Result<Index, LogId>, round: Duration) {
     let body = Body::Appended { result, round };
-    raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 1, body });
+    raft.step(Duration::ZERO, Message { from_id: 1, term: 1, body });
 }
 
 fn apply_all(raft: &mut Raft<Number, Vec<u32>>) {
@@ -771,7 +773,11 @@ fn apply_all(raft: &mut Raft<Number, Vec<u32>>) {
 fn compact(
     raft: &mut Raft<Number, Vec<u32>>, last_included_index: Index, last_included_term: Term,
 ) {
-    raft.compact(Snapshot { last_included_index, last_included_term, data: vec![] }).expect("due");
+    let due = |index, term| {
+        assert_eq!((index, term), (last_included_index, last_included_term));
+        Snapshot { last_included_index, last_included_term, data: vec![] }
+    };
+    raft.compact(due).expect("it is the one that was asked for");
 }
 
 /// A follower that is told of commits faster than it applies holds only so much that it has not
@@ -788,11 +794,11 @@ fn what_a_follower_holds_unapplied_is_bounded() {
             Run { first: index + 1, term: 1, transitions: transitions.clone(), membership: None };
         let (prev, runs) = (LogId { term, index }, vec![run; usize::from(count > 0)]);
         let body = Body::AppendEntries { prev, runs, commit: last, round: Duration::ZERO };
-        raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 1, body });
-        let outputs = raft.outputs();
+        raft.step(Duration::ZERO, Message { from_id: 1, term: 1, body });
+        let outputs = raft.outputs(Duration::ZERO);
         raft.saved();
         outputs.messages.into_iter().find_map(|(_, message)| match message {
-            Message::Protocol { body: Body::Appended { result, .. }, .. } => Some(result),
+            Message { body: Body::Appended { result, .. }, .. } => Some(result),
             _ => None,
         })
     };
@@ -812,7 +818,7 @@ fn what_is_underway_to_a_peer_is_bounded() {
     raft.propose((0..3 * IN_FLIGHT as u32).map(Number).collect());
     let sent = appends_to(&mut raft, 1);
     assert!(sent.iter().all(|(_, count, _)| *count <= BATCH), "{sent:?}");
-    let next = raft.status().peers[&1].next;
+    let next = raft.me.peers[&1].next;
     assert!((IN_FLIGHT..=IN_FLIGHT + BATCH).contains(&(next - 1)), "{next}");
     assert_eq!(sent.iter().map(|(_, count, _)| count).sum::<usize>(), next - 2);
     assert_eq!(appends_to(&mut raft, 1), [], "no more before an answer");
@@ -821,7 +827,7 @@ fn what_is_underway_to_a_peer_is_bounded() {
     for answered in [1, 1 + BATCH, 1 + 5 * BATCH] {
         answer(&mut raft, Ok(answered), round);
         let more: usize = appends_to(&mut raft, 1).iter().map(|(_, count, _)| count).sum();
-        let progress = raft.status().peers[&1].clone();
+        let progress = raft.me.peers[&1].clone();
         assert_eq!((progress.matched, answered > 1), (answered, more > 0));
         assert!(progress.next - progress.matched <= IN_FLIGHT + BATCH, "{progress:?}");
     }
@@ -829,7 +835,7 @@ fn what_is_underway_to_a_peer_is_bounded() {
     let lost = LogId { term: 1, index: 1 + 5 * BATCH };
     answer(&mut raft, Err(lost), round);
     assert_eq!(appends_to(&mut raft, 1), [], "a probe has no entries");
-    assert_eq!(raft.status().peers[&1].next, lost.index + 1);
+    assert_eq!(raft.me.peers[&1].next, lost.index + 1);
 }
 
 /// F3: entries that were appended apart share a message if there is room for all of them.
@@ -837,11 +843,11 @@ fn what_is_underway_to_a_peer_is_bounded() {
 fn a_message_holds_whole_runs_up_to_its_bound() {
     for (count, messages) in [(BATCH - 1, vec![(1, BATCH)]), (BATCH, vec![(1, 1), (2, BATCH)])] {
         let mut raft = leader();
-        let round = raft.status().peers[&1].since;
+        let round = raft.me.peers[&1].since;
         answer(&mut raft, Err(LogId::default()), round);
         raft.propose(vec![Number(1); count]);
         assert_eq!(appends_to(&mut raft, 1), [], "it is not known yet where the logs agree");
-        let round = raft.status().peers[&1].since;
+        let round = raft.me.peers[&1].since;
         answer(&mut raft, Ok(0), round);
         let sent = appends_to(&mut raft, 1);
         assert_eq!(sent.iter().map(|it| (it.0, it.1)).collect::<Vec<_>>(), messages);
@@ -864,15 +870,15 @@ fn what_follows_a_compacted_entry_is_not_sent() {
 
     let last = next + 1;
     let body = Body::Appended { result: Ok(last), round };
-    raft.step(Duration::ZERO, Message::Protocol { from_id: 2, term: 1, body });
+    raft.step(Duration::ZERO, Message { from_id: 2, term: 1, body });
     assert_eq!(appends_to(&mut raft, 1), []);
     apply_all(&mut raft);
     compact(&mut raft, last, 1);
-    assert_eq!(raft.status().first_index, next + 1, "the next entry was the last compacted");
 
     answer(&mut raft, Ok(1 + BATCH), round);
     assert_eq!(appends_to(&mut raft, 1), []);
-    assert_eq!(raft.status().peers[&1].next, next);
+    assert_eq!(raft.me.first_index, next + 1, "the next entry was the last compacted");
+    assert_eq!(raft.me.peers[&1].next, next);
 }
 
 /// P16: times of centuries overflow nothing, neither when they are added to the time nor when they are
@@ -887,13 +893,13 @@ fn endless_times_overflow_nothing() {
             .expect("these times are allowed")
     };
     let mut raft = with(Duration::MAX - second, (Duration::MAX - second / 2, Duration::MAX));
-    assert!(raft.outputs().status.is_some());
-    raft.tick(Duration::MAX);
-    assert_eq!(raft.outputs().status.expect("the role is new").role, Role::PreCandidate);
+    assert!(raft.outputs(Duration::ZERO).status.is_some());
+    let status = raft.outputs(Duration::MAX).status.expect("the role is new");
+    assert_eq!(status.role, Role::PreCandidate);
 
     let mut raft = with(second, (2 * second, Duration::MAX));
     let step = |raft: &mut Raft<Number, Vec<u32>>, from_id, term, body| {
-        raft.step(Duration::ZERO, Message::Protocol { from_id, term, body });
+        raft.step(Duration::ZERO, Message { from_id, term, body });
     };
     let (prev, runs, commit, round) = (LogId::default(), vec![], 0, Duration::ZERO);
     step(&mut raft, 1, 1, Body::AppendEntries { prev, runs, commit, round });
@@ -902,11 +908,11 @@ fn endless_times_overflow_nothing() {
     raft.propose(vec![Number(1), Number(2)]);
     let (.., round) = *appends_to(&mut raft, 1).last().expect("they are sent");
     step(&mut raft, 2, 2, Body::Appended { result: Ok(3), round });
-    raft.outputs();
+    raft.outputs(Duration::ZERO);
     apply_all(&mut raft);
     compact(&mut raft, 3, 2);
     step(&mut raft, 1, 2, Body::Appended { result: Err(LogId::default()), round });
-    assert_eq!(raft.status().peers[&1].activity, little_raft::Activity::Installing);
+    assert!(raft.me.peers[&1].installing.is_some());
 }
 
 /// A leader asks for no more transitions while too many wait to be applied, until one of them is.
@@ -917,21 +923,21 @@ fn a_leader_asks_for_no_more_than_it_can_apply() {
     raft.propose((0..IN_FLIGHT as u32 - 2).map(Number).collect());
     assert!(raft.wants_transitions());
     raft.propose(vec![Number(1)]);
-    assert_eq!(raft.status().last_index, IN_FLIGHT);
     assert!(!raft.wants_transitions());
 
     let (.., round) = appends_to(&mut raft, 1)[0];
+    assert_eq!(raft.me.last_index, IN_FLIGHT);
     answer(&mut raft, Ok(IN_FLIGHT), round);
-    raft.outputs();
-    assert_eq!((raft.status().commit, raft.status().applied), (IN_FLIGHT, 0));
+    raft.outputs(Duration::ZERO);
+    assert_eq!((raft.me.commit, raft.me.applied), (IN_FLIGHT, 0));
     raft.applied(1);
     assert!(raft.wants_transitions());
     raft.propose(vec![Number(2)]);
     assert!(!raft.wants_transitions());
 
     let (role, body) = (Role::Follower, Body::Vote { pre: false, granted: false });
-    raft.step(Duration::ZERO, Message::Protocol { from_id: 1, term: 2, body });
-    assert_eq!((raft.status().role, raft.status().applied), (role, 1));
+    raft.step(Duration::ZERO, Message { from_id: 1, term: 2, body });
+    assert_eq!((raft.me.role, raft.me.applied), (role, 1));
     assert!(raft.wants_transitions());
 }
 
@@ -997,7 +1003,11 @@ fn the_log_says_which_configuration_a_snapshot_has() {
     };
     let config = Follower::new(2, 1, false).config;
     let raft = Raft::<Number, Vec<u32>>::new(config, Number(0), saved, Duration::ZERO);
-    let change = raft.expect("this can have been saved").outputs().change.expect("not saved yet");
+    let change = raft
+        .expect("this can have been saved")
+        .outputs(Duration::ZERO)
+        .change
+        .expect("not saved yet");
     assert_eq!(change.membership, Some(configuration(Some(7))));
 }
 
@@ -1082,9 +1092,9 @@ fn any_body() -> impl Strategy<Value = Body<Number, Vec<u32>>> {
         1 => (ids(), ids()).prop_map(|(voters, learners)| {
             let [voters, learners] = [voters, learners].map(BTreeSet::from_iter);
             let outgoing = BTreeSet::new();
-            Body::Request(Request::ChangeMembership(Membership { voters, outgoing, learners }))
+            Body::ChangeMembership(Membership { voters, outgoing, learners })
         }),
-        1 => (1_usize..6).prop_map(|to_id| Body::Request(Request::TransferLeadership { to_id })),
+        1 => (1_usize..6).prop_map(|to_id| Body::TransferLeadership(to_id)),
     ]
 }
 
@@ -1099,14 +1109,13 @@ fn no_message_breaks_a_replica() {
         let mut now = Duration::ZERO;
         for (from_id, term, body, milliseconds, luck) in messages {
             now += Duration::from_millis(milliseconds);
-            follower.raft.step(now, Message::Protocol { from_id, term, body });
+            follower.raft.step(now, Message { from_id, term, body });
             if luck == 0 {
                 follower.grant_what_it_asks(now);
             }
-            follower.raft.tick(now);
             follower.raft.propose(vec![Number(1)]);
-            follower.do_outputs();
-            count(&led, follower.raft.status().leader == Some(FOLLOWER));
+            follower.do_outputs(now);
+            count(&led, follower.raft.me.leader == Some(FOLLOWER));
             let saved = follower.storage.load().expect("memory does not fail");
             let again = Raft::new(follower.config.clone(), Number(0), saved, now);
             prop_assert!(again.is_ok(), "{again:?}");

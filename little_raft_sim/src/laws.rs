@@ -270,9 +270,7 @@ impl Laws {
         &mut self, (from_id, to_id): (ReplicaID, ReplicaID), message: &Message<T, D>,
         (ledger, role): (&Ledger, Role), of_leader: Option<&Ledger>,
     ) -> Result<(), Broken> {
-        let Message::Protocol { from_id: named, term, body } = message else {
-            return broken("K7", "a replica sends a bare request".into());
-        };
+        let Message { from_id: named, term, body } = message;
         // What was said in a term that the disk has left behind can no longer become untrue.
         let of_this_term = match body {
             Body::RequestVote { pre: true, .. } => *term <= ledger.term + 1,

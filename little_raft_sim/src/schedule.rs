@@ -137,7 +137,7 @@ impl<S: Subject> Simulation<S> {
         let id = usize::from(argument) % self.nodes.len();
         let node = &self.nodes[id];
         if let Some(life) = node.life.as_ref().filter(|_| node.paused_until <= self.now) {
-            self.now = node.clock.shows(life.raft.deadline, self.now);
+            self.now = node.clock.shows(life.raft.me.deadline, self.now);
             self.wake_at(id, self.now);
         }
     }

@@ -4,7 +4,7 @@ use crate::Faults;
 use crate::clock::Time;
 use crate::simulation::{Life, Simulation};
 use crate::subject::Subject;
-use little_raft::{Body, Membership, Message, ReplicaID, Request};
+use little_raft::{Body, Membership, Message, ReplicaID, USER};
 use std::time::Duration;
 
 /// The commands so far, and those of the turn that is being taken.
@@ -121,27 +121,24 @@ impl<S: Subject> Simulation<S> {
         &mut self, id: ReplicaID, message: &Message<S::Transition, S::Data>,
     ) {
         let Some(script) = &mut self.script else { return };
-        script.take_in(match message {
-            Message::Protocol { from_id, body, .. } => {
-                format!("deliver {from_id}->{id} {}", kind(body))
+        let list = |ids: &std::collections::BTreeSet<ReplicaID>| {
+            ids.iter().map(ReplicaID::to_string).collect::<Vec<_>>().join(",")
+        };
+        script.take_in(match &message.body {
+            body if message.from_id != USER => {
+                format!("deliver {}->{id} {}", message.from_id, kind(body))
             }
-            Message::Request(Request::ChangeMembership(Membership {
-                voters, learners, ..
-            })) => {
-                let list = |ids: &std::collections::BTreeSet<ReplicaID>| {
-                    ids.iter().map(ReplicaID::to_string).collect::<Vec<_>>().join(",")
-                };
+            Body::ChangeMembership(Membership { voters, learners, .. }) => {
                 format!("members {id} voters={} learners={}", list(voters), list(learners))
             }
-            Message::Request(Request::TransferLeadership { to_id }) => {
-                format!("transfer {id} to={to_id}")
-            }
+            Body::TransferLeadership(to_id) => format!("transfer {id} to={to_id}"),
+            body => unreachable!("no user sends {}", kind(body)),
         });
     }
 
     pub(crate) fn script_rest(&mut self, id: ReplicaID, life: &Life<S>, now: Duration) {
         let Some(script) = &mut self.script else { return };
-        if life.raft.deadline <= now {
+        if life.raft.me.deadline <= now {
             script.take_in(format!("timeout {id}"));
         }
         if !life.raft.wants_transitions() {
@@ -158,8 +155,8 @@ impl<S: Subject> Simulation<S> {
     pub(crate) fn script_loss(
         &mut self, from: ReplicaID, to: ReplicaID, message: &Message<S::Transition, S::Data>,
     ) {
-        if let (Some(script), Message::Protocol { body, .. }) = (&mut self.script, message) {
-            script.say_after(format!("drop {from}->{to} {}", kind(body)));
+        if let Some(script) = &mut self.script {
+            script.say_after(format!("drop {from}->{to} {}", kind(&message.body)));
         }
     }
 }
@@ -175,6 +172,7 @@ fn kind<T, D>(body: &Body<T, D>) -> &'static str {
         Body::TimeoutNow => "TimeoutNow",
         Body::ReadIndex { .. } => "ReadIndex",
         Body::ReadIndexResponse { .. } => "ReadIndexResponse",
-        Body::Request(_) => "Request",
+        Body::ChangeMembership(_) => "ChangeMembership",
+        Body::TransferLeadership(_) => "TransferLeadership",
     }
 }

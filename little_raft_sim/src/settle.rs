@@ -23,8 +23,7 @@ struct Goal {
 
 /// The configurations that a message holds.
 fn told<T, D>(message: &Message<T, D>) -> Vec<Arc<Membership>> {
-    let Message::Protocol { body, .. } = message else { return Vec::new() };
-    match body {
+    match &message.body {
         Body::AppendEntries { runs, .. } => {
             runs.iter().filter_map(|run| run.membership.clone()).collect()
         }
@@ -78,9 +77,8 @@ impl<S: Subject> Simulation<S> {
     /// What users have asked and nobody has heard yet could make a quorum of those who are not
     /// connected, or end the idleness.
     fn drop_requests(&mut self) {
-        let asks = |message: &Message<_, _>| match message {
-            Message::Request(_) => true,
-            Message::Protocol { body, .. } => matches!(body, Body::Request(_)),
+        let asks = |message: &Message<_, _>| {
+            matches!(message.body, Body::ChangeMembership(_) | Body::TransferLeadership(_))
         };
         self.network.retain(|message| !asks(message));
         for life in self.nodes.iter_mut().filter_map(|node| node.life.as_mut()) {

@@ -74,7 +74,7 @@ impl<S: Subject> Life<S> {
         raft: Raft<S::Transition, S::Data>, storage: S::Storage, machine: S::Machine,
     ) -> Life<S> {
         let (inbox, proposals, questions) = (Vec::new(), Vec::new(), Vec::new());
-        let (led, status, queued, reads) = (0, raft.status(), Map::default(), Map::default());
+        let (led, status, queued, reads) = (0, raft.me.clone(), Map::default(), Map::default());
         let unfinished = None;
         Life {
             raft,
@@ -373,7 +373,7 @@ impl<S: Subject> Simulation<S> {
             self.scripted(|script, now| script.say(now, format!("restart {id}")));
         }
         let node = &mut self.nodes[id];
-        let first_turn = node.clock.shows(raft.deadline, self.now);
+        let first_turn = node.clock.shows(raft.me.deadline, self.now);
         node.life = Some(Life::new(raft, storage, machine));
         self.wake_at(id, first_turn);
         Ok(())

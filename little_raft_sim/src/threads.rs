@@ -646,17 +646,13 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         let messages = std::mem::take(&mut *lock(&network.post.boxes[1].messages));
-        let from = |message| match message {
-            Message::Protocol { from_id, .. } => from_id,
-            Message::Request(_) => panic!("nobody asked anything"),
-        };
-        messages.into_iter().map(from).collect()
+        messages.into_iter().map(|message| message.from_id).collect()
     }
 
     fn send(network: &Network<u8, ()>, count: usize) {
         for from_id in 0..count {
             let body = little_raft::Body::TimeoutNow;
-            network.send(0, 1, Message::Protocol { from_id, term: 1, body });
+            network.send(0, 1, Message { from_id, term: 1, body });
         }
     }
 

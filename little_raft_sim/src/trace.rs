@@ -1,6 +1,6 @@
 //! How what happened reads.
 
-use little_raft::{Body, Change, LogId, Message, Run};
+use little_raft::{Body, Change, LogId, Message, Run, USER};
 
 fn id(LogId { term, index }: LogId) -> String {
     format!("{index}@{term}")
@@ -36,13 +36,7 @@ pub(crate) fn change<T, D>(change: &Change<T, D>) -> String {
 
 /// One message in one short line.
 pub(crate) fn message<T, D>(message: &Message<T, D>) -> String {
-    let Message::Protocol { term, body, .. } = message else {
-        return match message {
-            Message::Request(request) => format!("{request:?}"),
-            Message::Protocol { .. } => unreachable!(),
-        };
-    };
-    let body = match body {
+    let body = match &message.body {
         Body::RequestVote { pre, transfer, last } => {
             let kind = if *pre { "RequestPreVote" } else { "RequestVote" };
             let transfer = if *transfer { " for a transfer" } else { "" };
@@ -70,9 +64,10 @@ pub(crate) fn message<T, D>(message: &Message<T, D>) -> String {
         Body::ReadIndexResponse { context, index } => {
             format!("ReadIndexResponse {context:x} {index}")
         }
-        Body::Request(request) => format!("{request:?}"),
+        Body::ChangeMembership(membership) => format!("ChangeMembership {membership:?}"),
+        Body::TransferLeadership(to_id) => format!("TransferLeadership {to_id}"),
     };
-    format!("{body} in term {term}")
+    if message.from_id == USER { body } else { format!("{body} in term {}", message.term) }
 }
 
 /// A sequence diagram for [Mermaid](https://mermaid.js.org) of the messages and events in the lines

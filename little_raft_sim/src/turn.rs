@@ -8,7 +8,7 @@ use crate::simulation::{Batch, CrashPoint, Event, Life, Simulation, note};
 use crate::subject::{Ending, Subject};
 use little_raft::{
     Body, Change, Message, ReadState, ReplicaID, Role, StateMachine, StateMachineTransition,
-    Status, Storage, TransitionAbandonedReason, TransitionState,
+    Status, Storage, TransitionAbandonedReason, TransitionState, USER,
 };
 use rand::RngExt;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl<S: Subject> Simulation<S> {
             Some(()) => {
                 let node = &self.nodes[id];
                 let wake_at = match life.raft.committed().is_empty() {
-                    true => node.clock.shows(life.raft.deadline, self.now),
+                    true => node.clock.shows(life.raft.me.deadline, self.now),
                     false => self.now + 1_000,
                 };
                 self.nodes[id].life = Some(life);
@@ -84,7 +84,8 @@ impl<S: Subject> Simulation<S> {
             self.counters.crashes_before_save += 1;
             return Ok(None);
         }
-        let mut outputs = life.raft.outputs();
+        let now = self.nodes[id].clock.read(self.now);
+        let mut outputs = life.raft.outputs(now);
         self.observe(id, life)?;
         for (to, message) in std::mem::take(&mut outputs.appends) {
             self.send(id, to, message, life.status.role)?;
@@ -130,9 +131,9 @@ impl<S: Subject> Simulation<S> {
         let now = self.nodes[id].clock.read(self.now);
         for message in std::mem::take(&mut life.inbox) {
             if self.trace.is_some() {
-                let from = match &message {
-                    Message::Protocol { from_id, .. } => from_id.to_string(),
-                    Message::Request(_) => "user".into(),
+                let from = match message.from_id {
+                    USER => "user".into(),
+                    id => id.to_string(),
                 };
                 self.note(format!("{from} -> {id}: {}", crate::trace::message(&message)));
                 self.script_message(id, &message);
@@ -140,7 +141,6 @@ impl<S: Subject> Simulation<S> {
             life.raft.step(now, message);
         }
         self.script_rest(id, life, now);
-        life.raft.tick(now);
         if !life.raft.wants_transitions() {
             return Ok(());
         }
@@ -157,7 +157,7 @@ impl<S: Subject> Simulation<S> {
 
     /// Judges what can be seen of a replica, whenever it may have changed.
     fn observe(&mut self, id: ReplicaID, life: &mut Life<S>) -> Result<(), Broken> {
-        let seen = life.raft.status();
+        let seen = life.raft.me.clone();
         let before = std::mem::replace(&mut life.status, seen.clone());
         self.observe_role(id, life, &before)?;
         for (peer, progress) in &seen.peers {
@@ -222,11 +222,9 @@ impl<S: Subject> Simulation<S> {
         if to == id || to >= self.nodes.len() {
             return broken("K7", format!("{id} sends to {to}"));
         }
-        match &message {
-            Message::Protocol { body: Body::TimeoutNow, .. } => self.counters.timeouts_now += 1,
-            Message::Protocol { body: Body::RequestVote { transfer: true, .. }, .. } => {
-                self.counters.transfers += 1;
-            }
+        match &message.body {
+            Body::TimeoutNow => self.counters.timeouts_now += 1,
+            Body::RequestVote { transfer: true, .. } => self.counters.transfers += 1,
             _ => {}
         }
         self.judge_leaving(id, to, &message, role)?;
@@ -251,12 +249,11 @@ impl<S: Subject> Simulation<S> {
         &mut self, id: ReplicaID, to: ReplicaID, message: &Message<S::Transition, S::Data>,
         role: Role,
     ) -> Result<(), Broken> {
-        let of_leader = match message {
-            Message::Protocol { term, body: Body::Appended { .. }, .. } => {
-                let leads = self.nodes[to]
-                    .life
-                    .as_ref()
-                    .is_some_and(|it| it.status.role == Role::Leader && it.status.term == *term);
+        let of_leader = match message.body {
+            Body::Appended { .. } => {
+                let leads = self.nodes[to].life.as_ref().is_some_and(|it| {
+                    it.status.role == Role::Leader && it.status.term == message.term
+                });
                 leads.then(|| &self.ledgers[to])
             }
             _ => None,
@@ -365,34 +362,43 @@ impl<S: Subject> Simulation<S> {
             life.machine.set_snapshot(snapshot);
             self.laws.reaches(index, self.subject.digest(&life.machine))?;
         }
-        for run in &outputs.queued {
-            for transition in run.transitions.iter() {
-                let known = life.queued.contains_key(&digest_of(transition));
-                if !known && digest_of(transition) != self.noop {
-                    return broken("outcome", format!("{id} queued {transition:?} out of nothing"));
-                }
-                let state = TransitionState::Queued;
-                life.machine.register_transition_state(transition.get_id(), state);
+        for (transitions, state) in outputs.states {
+            for transition in transitions.iter() {
+                self.proceed(id, life, transition, &state)?;
             }
-        }
-        for (transition, reason) in outputs.abandoned {
-            match reason {
-                TransitionAbandonedReason::NotLeader => self.counters.not_leader += 1,
-                TransitionAbandonedReason::ConflictWithLeader => self.counters.overwritten += 1,
-                TransitionAbandonedReason::OutcomeUnknown => self.counters.unknown += 1,
-            }
-            self.end(life, &transition, reason)?;
         }
         if self.apply(id, life, crash)?.is_none() {
             return Ok(None);
         }
         self.take_reads(id, life)?;
-        if let Some(due) = life.raft.snapshot_due() {
+        let Life { raft, machine, .. } = life;
+        let compacted = raft.compact(|index, term| {
             self.counters.snapshots += 1;
-            let snapshot = life.machine.create_snapshot(due.index, due.term);
-            life.raft.compact(snapshot).expect("the snapshot is the one that was due");
-        }
+            machine.create_snapshot(index, term)
+        });
+        compacted.expect("the snapshot is the one that was asked for");
         SURVIVED
+    }
+
+    /// Tells the state machine what has become of a proposal.
+    fn proceed(
+        &mut self, id: ReplicaID, life: &mut Life<S>, transition: &S::Transition,
+        state: &TransitionState,
+    ) -> Result<(), Broken> {
+        let TransitionState::Abandoned(reason) = state else {
+            let known = life.queued.contains_key(&digest_of(transition));
+            if *state != TransitionState::Queued || !known && digest_of(transition) != self.noop {
+                return broken("outcome", format!("{id}: {state:?} {transition:?} out of nothing"));
+            }
+            life.machine.register_transition_state(transition.get_id(), state.clone());
+            return Ok(());
+        };
+        match reason {
+            TransitionAbandonedReason::NotLeader => self.counters.not_leader += 1,
+            TransitionAbandonedReason::ConflictWithLeader => self.counters.overwritten += 1,
+            TransitionAbandonedReason::OutcomeUnknown => self.counters.unknown += 1,
+        }
+        self.end(life, transition, reason.clone())
     }
 
     fn apply(&mut self, id: ReplicaID, life: &mut Life<S>, crash: Option<CrashPoint>) -> Survived {
@@ -401,7 +407,7 @@ impl<S: Subject> Simulation<S> {
             let slice = life.raft.committed();
             let count = slice.len().min(left).min(16);
             let slice = slice[..count].to_vec();
-            let first = life.raft.status().applied + 1;
+            let first = life.raft.me.applied + 1;
             for (index, transition) in (first..).zip(slice) {
                 if crash == Some(CrashPoint::Applying) && self.random.random_ratio(1, 3) {
                     return Ok(None);
@@ -469,7 +475,7 @@ impl<S: Subject> Simulation<S> {
                 self.counters.reads_abandoned += 1;
                 continue;
             }
-            let applied = life.raft.status().applied;
+            let applied = life.raft.me.applied;
             note!(self, "{id} answers read {number} at {applied}");
             if applied < committed {
                 let what = format!("{id} reads at {applied} what was asked at {committed}");

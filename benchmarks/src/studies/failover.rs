@@ -131,7 +131,7 @@ fn run(circumstances: &Circumstances, number: u64) -> Result<Trial, String> {
         leads_at = leads_at.or(cluster.leader().map(|id| (id, cluster.now)));
     }
     let (id, led_at) = leads_at.ok_or("nobody leads")?;
-    let terms = cluster.replicas[id].status().term - before;
+    let terms = cluster.replicas[id].me.term - before;
     let leaderless = led_at - vanishes_at;
     Ok(Trial { leaderless, unavailable: cluster.now - vanishes_at, drawn, terms })
 }
@@ -168,7 +168,7 @@ impl Cluster {
     /// The next thing that happens, if it does before the end: a message or a deadline.
     fn step_until(&mut self, end: Duration) -> bool {
         let alive = (0..self.replicas.len()).filter(|id| Some(*id) != self.gone);
-        let deadline = alive.map(|id| (self.replicas[id].deadline, id)).min();
+        let deadline = alive.map(|id| (self.replicas[id].me.deadline, id)).min();
         let arrival = self.underway.first_key_value().map(|((at, _), _)| *at);
         let next = [deadline.map(|(at, _)| at), arrival].into_iter().flatten().min();
         let Some(next) = next.filter(|at| *at < end) else { return false };
@@ -176,12 +176,11 @@ impl Cluster {
         if arrival == Some(next) {
             let Some((_, (to, message))) = self.underway.pop_first() else { return false };
             if Some(to) != self.gone {
-                let before = self.replicas[to].deadline;
+                let before = self.replicas[to].me.deadline;
                 self.replicas[to].step(next, message);
                 self.take_turn(to, before);
             }
         } else if let Some((before, id)) = deadline {
-            self.replicas[id].tick(next);
             self.take_turn(id, before);
         }
         true
@@ -189,10 +188,10 @@ impl Cluster {
 
     fn take_turn(&mut self, id: usize, deadline_before: Duration) {
         let replica = &mut self.replicas[id];
-        if replica.deadline != deadline_before {
-            self.drawn[id] = replica.deadline - self.now;
+        let outputs = replica.outputs(self.now);
+        if replica.me.deadline != deadline_before {
+            self.drawn[id] = replica.me.deadline - self.now;
         }
-        let outputs = replica.outputs();
         if outputs.change.is_some() {
             replica.saved();
         }
@@ -212,7 +211,7 @@ impl Cluster {
     /// Whoever leads in the latest term, if alive.
     fn leader(&self) -> Option<usize> {
         let (term, leader) = self.leaders.last_key_value()?;
-        let status = self.replicas[*leader].status();
+        let status = &self.replicas[*leader].me;
         let leads = status.role == Role::Leader && status.term == *term;
         Some(*leader).filter(|id| leads && Some(*id) != self.gone)
     }
@@ -220,7 +219,7 @@ impl Cluster {
     /// Whether a new leader has committed the entry that its term began with.
     fn has_committed(&self, leader: Option<(usize, Duration)>) -> bool {
         leader.is_some_and(|(id, _)| {
-            let status = self.replicas[id].status();
+            let status = &self.replicas[id].me;
             status.commit == status.last_index
         })
     }

@@ -171,7 +171,6 @@ impl<C: Command> Pure<C> {
     /// Lets time pass for this replica.
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.raft.tick(self.now);
         self.has_input = true;
     }
 
@@ -217,7 +216,7 @@ impl<C: Command> Node for Pure<C> {
         if !std::mem::take(&mut self.has_input) {
             return;
         }
-        let outputs = self.raft.outputs();
+        let outputs = self.raft.outputs(self.now);
         outgoing.extend(outputs.appends);
         if outputs.change.is_some() {
             self.raft.saved();
@@ -230,11 +229,11 @@ impl<C: Command> Node for Pure<C> {
             *state = snapshot.data;
         }
         self.apply_committed(state);
-        if let Some(last) = self.raft.snapshot_due() {
-            let (last_included_index, last_included_term) = (last.index, last.term);
-            let data = *state;
-            let snapshot = Snapshot { last_included_index, last_included_term, data };
-            self.raft.compact(snapshot).expect("it is the one that was due");
-        }
+        let compacted = self.raft.compact(|last_included_index, last_included_term| Snapshot {
+            last_included_index,
+            last_included_term,
+            data: *state,
+        });
+        compacted.expect("it is the one that was asked for");
     }
 }

@@ -39,9 +39,13 @@ impl Packet {
     fn is_acceptable(&self, members: usize) -> bool {
         let is_member = |id: ReplicaID| id < members;
         match self {
-            Packet::Raft(Message::Request(_)) => false,
-            Packet::Raft(Message::Protocol { from_id, body, .. }) => {
-                let refused = matches!(body, Body::InstallSnapshot { .. } | Body::Request(_));
+            Packet::Raft(Message { from_id, body, .. }) => {
+                let refused = matches!(
+                    body,
+                    Body::InstallSnapshot { .. }
+                        | Body::ChangeMembership(_)
+                        | Body::TransferLeadership(_)
+                );
                 is_member(*from_id) && !refused
             }
             Packet::Post(post) => {
@@ -145,7 +149,7 @@ mod tests {
     }
 
     fn raft(body: Body<Transition, ()>) -> Packet {
-        Packet::Raft(Message::Protocol { from_id: 1, term: 3, body })
+        Packet::Raft(Message { from_id: 1, term: 3, body })
     }
 
     fn appends(entries: usize, bytes: usize) -> Packet {
@@ -200,7 +204,7 @@ mod tests {
         let packets = [
             Packet::Raft(Message::change_membership(vec![1], vec![])),
             raft(Body::InstallSnapshot { snapshot, membership, round }),
-            Packet::Raft(Message::Protocol { from_id: 3, term: 1, body: Body::TimeoutNow }),
+            Packet::Raft(Message { from_id: 3, term: 1, body: Body::TimeoutNow }),
             Packet::Post(post(MAX_MESSAGE + 1)),
             Packet::Post(stranger),
         ];

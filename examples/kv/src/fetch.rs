@@ -7,7 +7,7 @@ use crate::snapshots::Handle;
 use crate::tallies::Tallies;
 use crate::transport::{Network, locked};
 use crate::wire::{RaftMessage, stamp};
-use little_raft::{Body, Message, ReplicaID};
+use little_raft::{Body, ReplicaID};
 use std::io::{self, Error, ErrorKind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -79,16 +79,14 @@ impl Fetcher {
 
 /// The snapshot that a message offers, and its position.
 fn snapshot(message: &RaftMessage) -> Option<(Handle, (usize, usize))> {
-    let Message::Protocol { body: Body::InstallSnapshot { snapshot, .. }, .. } = message else {
-        return None;
-    };
+    let Body::InstallSnapshot { snapshot, .. } = &message.body else { return None };
     let at = (snapshot.last_included_index, snapshot.last_included_term);
     Some((snapshot.data.clone(), at))
 }
 
 /// The message with the handle to the file that is here.
 fn with_handle(mut message: RaftMessage, handle: Handle) -> RaftMessage {
-    if let Message::Protocol { body: Body::InstallSnapshot { snapshot, .. }, .. } = &mut message {
+    if let Body::InstallSnapshot { snapshot, .. } = &mut message.body {
         snapshot.data = handle;
     }
     message

@@ -6,7 +6,7 @@ use crate::node::Inner;
 use crate::proto::MembersRequest;
 use crate::report::{MembersChange, MembersStep};
 use crate::wire::stamp;
-use little_raft::{Activity, Message, ReplicaID, Role, Status};
+use little_raft::{Message, ReplicaID, Role, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,7 +147,7 @@ async fn introduce(inner: &Inner, change: &MembersChange) -> Result<(), Interrup
 fn installs(status: &Status, id: ReplicaID) -> bool {
     status.peers.get(&id).is_some_and(|peer| {
         let lately = status.now.saturating_sub(peer.heard) < STALLED / 10;
-        peer.activity == Activity::Installing && lately
+        peer.installing.is_some() && lately
     })
 }
 

@@ -12,7 +12,7 @@ use crate::tallies::Tallies;
 use crate::transport::{Certificates, KEEP_ALIVE, Network, WINDOWS};
 use crate::wire::{MAX_MESSAGE, RaftMessage, caller, decode};
 use bytes::Bytes;
-use little_raft::{Body, Message, ReplicaID};
+use little_raft::{Body, ReplicaID};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -81,11 +81,7 @@ impl Server {
 /// Takes a message in.
 fn deliver(network: &Arc<Network>, from: ReplicaID, message: RaftMessage, bytes: usize) {
     Tallies::add(&network.tallies.messages_received, 1);
-    let body = match &message {
-        Message::Protocol { body, .. } => body,
-        Message::Request(_) => return,
-    };
-    if matches!(body, Body::InstallSnapshot { .. }) {
+    if matches!(message.body, Body::InstallSnapshot { .. }) {
         network.fetcher.offer(network, from, message);
     } else if !network.inbox.put(message, bytes) {
         Tallies::add(&network.tallies.messages_dropped, 1);

@@ -4,7 +4,7 @@ use crate::node::Inner;
 use crate::report::*;
 use crate::tallies::Tallies;
 use crate::transport::locked;
-use little_raft::{Activity, Progress, ReplicaID, Role, Status};
+use little_raft::{Progress, ReplicaID, Role, Status};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -141,10 +141,10 @@ impl Inner {
     }
 
     fn peer(&self, id: ReplicaID, progress: &Progress, raft: &Status) -> PeerStatus {
-        let activity = match progress.activity {
-            Activity::Probing => "probing",
-            Activity::Replicating => "replicating",
-            Activity::Installing => "installing",
+        let activity = match progress {
+            Progress { installing: Some(_), .. } => "installing",
+            Progress { probing: true, .. } => "probing",
+            _ => "replicating",
         };
         let link = self.network.link_state(id);
         PeerStatus {

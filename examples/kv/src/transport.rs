@@ -14,7 +14,7 @@ use crate::snapshots::{Handle, Snapshots};
 use crate::tallies::Tallies;
 use crate::wire::{MAX_MESSAGE, RaftMessage, check_origin, encode, stamp};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use little_raft::{Body, Cluster, Message, ReplicaID, Status};
+use little_raft::{Body, Cluster, ReplicaID, Status};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -222,7 +222,7 @@ impl Network {
 
     /// Puts a message where it will be sent from, if there is room.
     pub(crate) fn send(self: &Arc<Self>, to: ReplicaID, message: RaftMessage) {
-        if let Message::Protocol { body: Body::InstallSnapshot { snapshot, .. }, .. } = &message {
+        if let Body::InstallSnapshot { snapshot, .. } = &message.body {
             locked(&self.offered).insert(to, snapshot.data.clone());
         }
         let sent = self.with_link(to, |link| link.queue.try_send(message).is_ok());

@@ -4,7 +4,7 @@ use crate::command::Command;
 use crate::identity::Identity;
 use crate::snapshots::Handle;
 use bytes::Bytes;
-use little_raft::{Body, LogId, Message, ReplicaID, Run};
+use little_raft::{Body, LogId, Message, ReplicaID, Run, USER};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
 
@@ -43,7 +43,7 @@ fn encode_within(message: &RaftMessage, good_size: usize) -> Result<Vec<Bytes>, 
 
 /// A message's entries in two, if there are two.
 fn halves(message: &RaftMessage) -> Option<(RaftMessage, RaftMessage)> {
-    let Message::Protocol { from_id, term, body } = message else { return None };
+    let Message { from_id, term, body } = message;
     let Body::AppendEntries { prev, runs, commit, round } = body else { return None };
     let (first, last) = (runs.first()?.first, runs.last()?.last().index);
     if first == last {
@@ -55,7 +55,7 @@ fn halves(message: &RaftMessage) -> Option<(RaftMessage, RaftMessage)> {
         inside.map(|run| run.slice(from, to)).collect()
     };
     let (left, right) = (part(first, middle), part(middle + 1, last));
-    let message = |prev: LogId, runs| Message::Protocol {
+    let message = |prev: LogId, runs| Message {
         from_id: *from_id,
         term: *term,
         body: Body::AppendEntries { prev, runs, commit: *commit, round: *round },
@@ -69,20 +69,16 @@ fn halves(message: &RaftMessage) -> Option<(RaftMessage, RaftMessage)> {
 /// # Errors
 /// If they are not.
 pub(crate) fn decode(bytes: &[u8], from: ReplicaID) -> Result<RaftMessage, String> {
-    match postcard::take_from_bytes(bytes) {
+    match postcard::take_from_bytes::<RaftMessage>(bytes) {
         Err(error) => Err(format!("{} bytes are no message: {error}", bytes.len())),
         Ok((_, rest)) if !rest.is_empty() => {
             Err(format!("a message is followed by {} bytes that are none", rest.len()))
         }
-        Ok((Message::Protocol { from_id, term, body }, _)) if from_id == from => {
-            Ok(Message::Protocol { from_id, term, body })
-        }
-        Ok((Message::Protocol { from_id, .. }, _)) => {
-            Err(format!("node {from} speaks in the name of node {from_id}"))
-        }
-        Ok((Message::Request(_), _)) => {
-            Err("a user's request, which nodes do not send to each other as such".to_string())
-        }
+        Ok((message, _)) => match message.from_id {
+            id if id == from => Ok(message),
+            USER => Err(format!("node {from} speaks in the name of a user")),
+            id => Err(format!("node {from} speaks in the name of node {id}")),
+        },
     }
 }
 
@@ -205,10 +201,10 @@ mod tests {
             let (prev, commit) = (LogId { term: 1, index: 9 }, 12);
             let (whole, round) = (runs(10, &lengths), Duration::from_nanos(5));
             let body = Body::AppendEntries { prev, runs: whole.clone(), commit, round };
-            let message = Message::Protocol { from_id: 3, term: 99, body };
+            let message = Message { from_id: 3, term: 99, body };
             let (mut before, mut entries) = (prev, Vec::new());
             for bytes in encode_within(&message, good_size).unwrap() {
-                let Message::Protocol { from_id: 3, term: 99, body } = decode(&bytes, 3).unwrap() else {
+                let Message { from_id: 3, term: 99, body } = decode(&bytes, 3).unwrap() else {
                     panic!("another message");
                 };
                 let Body::AppendEntries { prev, runs, commit: 12, round: echo } = body else {
@@ -243,7 +239,7 @@ mod tests {
         let (prev, commit, round) = (LogId::default(), 0, Duration::ZERO);
         let runs = runs(1, &[(false, Some(MAX_MESSAGE)), (false, Some(1))]);
         let body = Body::AppendEntries { prev, runs, commit, round };
-        let error = encode(&Message::Protocol { from_id: 1, term: 1, body }).unwrap_err();
+        let error = encode(&Message { from_id: 1, term: 1, body }).unwrap_err();
         assert!(error.contains("too large to be sent"), "{error}");
     }
 }

@@ -204,7 +204,7 @@ impl Name for Rounds<'_> {
 pub(crate) fn round(
     from: ReplicaID, to: ReplicaID, message: &Message,
 ) -> Option<(ReplicaID, Term, Round)> {
-    let Message::Protocol { term, body, .. } = message else { return None };
+    let Message { term, body, .. } = message;
     match body {
         Body::AppendEntries { round, .. } | Body::InstallSnapshot { round, .. } => {
             Some((from, *term, *round))
@@ -218,9 +218,7 @@ pub(crate) fn round(
 impl Name for Packet {
     fn hash_named(&self, naming: &Naming, to: &mut impl Hasher) {
         (naming.names[self.from], naming.names[self.to]).hash(to);
-        let Message::Protocol { term, body, .. } = &self.message else {
-            unreachable!("users ask the leader itself: {self:?}")
-        };
+        let Message { term, body, .. } = &self.message;
         (term, std::mem::discriminant(body)).hash(to);
         match body {
             Body::RequestVote { pre, transfer, last } => (pre, transfer, last).hash(to),

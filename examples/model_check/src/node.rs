@@ -150,7 +150,8 @@ impl Node {
 impl Life {
     /// How a replica is after a turn, before which it was as given.
     pub(crate) fn of(raft: Raft, state: Data, snapshot: Index, before: Option<&Life>) -> Life {
-        let (status, shuns, round) = (raft.status(), probe::shuns(&raft), probe::round(&raft));
+        let status = Status { first_index: probe::first_index(&raft), ..raft.me.clone() };
+        let (shuns, round) = (probe::shuns(&raft), probe::round(&raft));
         let (wins, hands) = (probe::wins(&raft), probe::hands(&raft, round));
         let since = before.and_then(|it| it.handing).map_or(status.now, |(_, since)| since);
         let handing = hands.map(|to| (to, since));
@@ -204,11 +205,8 @@ impl Name for Life {
         let handing = self.handing.map(|(id, since)| (id.map(name), age(status.now, since)));
         handing.hash(to);
         for (id, peer) in naming.in_order(&status.peers) {
-            let activity = std::mem::discriminant(&peer.activity);
-            (name(id), peer.matched, peer.next, activity).hash(to);
-            let (until, wait) = peer.patience;
-            let installs = peer.activity == little_raft::Activity::Installing;
-            (installs.then(|| until.saturating_sub(status.now)), wait).hash(to);
+            (name(id), peer.matched, peer.next, peer.probing).hash(to);
+            peer.installing.map(|(until, wait)| (until.saturating_sub(status.now), wait)).hash(to);
         }
     }
 }

@@ -226,10 +226,8 @@ impl History {
 impl fmt::Debug for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}: ", self.from, self.to)?;
-        match &self.message {
-            Message::Protocol { term, body, .. } => write!(f, "term {term} {body:?}"),
-            Message::Request(request) => write!(f, "{request:?}"),
-        }
+        let Message { term, body, .. } = &self.message;
+        write!(f, "term {term} {body:?}")
     }
 }
 

@@ -5,7 +5,7 @@ use crate::bounds::Bounds;
 use crate::fingerprint::{Namings, hasher};
 use crate::node::{Cut, Data, ELECTION, HEARTBEAT, Life, Message, Node, Raft, Transition};
 use crate::state::Packet;
-use little_raft::{Body, Config, LogId, ReplicaID, Snapshot, Term};
+use little_raft::{Body, Config, ReplicaID, Snapshot, Term};
 use little_raft_sim::append;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -75,8 +75,9 @@ impl Turns {
             Some(life) => (life.raft.clone(), life.state.clone(), life.snapshot),
             None => self.start(id, node)?,
         };
+        let now = if matches!(input, Input::Timeout) { raft.me.deadline } else { raft.me.now };
         self.give(&mut raft, input);
-        let outputs = raft.outputs();
+        let outputs = raft.outputs(now);
         let (mut sent, mut disk) = (outputs.appends, node.disk.clone());
         let restarted = node.restarted || node.life.is_none() && node.disk.membership.is_some();
         let down = |disk| Node::new(disk, None, restarted, &self.namings);
@@ -121,23 +122,22 @@ impl Turns {
     }
 
     fn give(&self, raft: &mut Raft, input: Input) {
-        let now = raft.status().now;
+        let now = raft.me.now;
         match input {
             Input::Packet(packet) => raft.step(now, packet.message.clone()),
-            Input::Timeout => raft.tick(raft.deadline),
             Input::Proposal(number) => raft.propose(vec![Transition::Proposal(number)]),
             Input::Transfer(to) => raft.step(now, Message::transfer_leadership(to)),
             Input::Change => {
                 let voters = self.bounds.change_to.clone();
                 raft.step(now, Message::change_membership(voters, Vec::new()));
             }
-            Input::Start => {}
+            Input::Timeout | Input::Start => {}
         }
     }
 
     fn ended(&self, id: ReplicaID, node: Node, sent: Vec<(ReplicaID, Message)>) -> Turn {
         let append = |message: &Message| match message {
-            Message::Protocol { term, body: Body::AppendEntries { .. }, .. } => Some(*term),
+            Message { term, body: Body::AppendEntries { .. }, .. } => Some(*term),
             _ => None,
         };
         let mut led: Vec<_> = sent.iter().filter_map(|(_, message)| append(message)).collect();
@@ -155,18 +155,16 @@ fn apply(raft: &mut Raft, state: &mut Data, snapshot: &mut usize) -> Option<()> 
         state.extend_from_slice(raft.committed());
         raft.applied(count);
     }
-    if let Some(LogId { term, index }) = raft.snapshot_due() {
-        let data = state.clone();
-        let taken = Snapshot { last_included_index: index, last_included_term: term, data };
-        raft.compact(taken).ok()?;
-        *snapshot = index;
-    }
-    Some(())
+    let data = state.clone();
+    let take = |last_included_index, last_included_term| {
+        *snapshot = last_included_index;
+        Snapshot { last_included_index, last_included_term, data }
+    };
+    raft.compact(take).ok()
 }
 
 fn stands_as_asked(message: &Message) -> bool {
-    let asked = |it: &Body<_, _>| matches!(it, Body::RequestVote { transfer: true, .. });
-    matches!(message, Message::Protocol { body, .. } if asked(body))
+    matches!(message.body, Body::RequestVote { transfer: true, .. })
 }
 
 fn key(id: ReplicaID, node: &Node, input: Input, cut: Option<Cut>) -> u64 {

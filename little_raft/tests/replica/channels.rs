@@ -87,7 +87,7 @@ fn run_disconnected(keep_messages: bool, keep_transitions: bool) {
     if let Some(messages) = &messages {
         let last = little_raft::LogId::default();
         let body = Body::RequestVote { pre: true, transfer: false, last };
-        net.deliver(1, Message::Protocol { from_id: 1, term: 1, body });
+        net.deliver(1, Message { from_id: 1, term: 1, body });
         messages.try_send(()).unwrap();
         eventually("a message", || wire.lock().unwrap().receives == 1);
     }

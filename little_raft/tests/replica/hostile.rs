@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use crossbeam_channel::unbounded;
-use little_raft::{Body, LogId, Membership, Message, Replica, Request, Snapshot};
+use little_raft::{Body, LogId, Membership, Message, Replica, Snapshot};
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn forged_bodies() -> Vec<Body<Write, Vec<usize>>> {
         let context = index as u64;
         bodies.push(Body::ReadIndex { context });
         bodies.push(Body::ReadIndexResponse { context, index });
-        bodies.push(Body::Request(Request::TransferLeadership { to_id: index }));
+        bodies.push(Body::TransferLeadership(index));
         for round in [Duration::ZERO, Duration::MAX] {
             bodies.push(Body::Appended { result: Ok(index), round });
         }
@@ -72,7 +72,7 @@ fn forged_about(last: LogId) -> Vec<Body<Write, Vec<usize>>> {
 /// Every forged message of this term, from strangers, from the replica itself and from peers.
 fn forged_letters(term: usize, from_ids: &[usize]) -> Vec<Letter> {
     let from = |from_id| {
-        let letter = move |body| Message::Protocol { from_id, term, body };
+        let letter = move |body| Message { from_id, term, body };
         forged_bodies().into_iter().map(letter)
     };
     from_ids.iter().copied().flat_map(from).collect()

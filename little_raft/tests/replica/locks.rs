@@ -272,7 +272,7 @@ impl Cluster<Write, Vec<usize>> for Counting {
         self.call();
         self.left -= 1;
         let body = Body::RequestVote { pre: true, transfer: false, last: LogId::default() };
-        (1..=1000).map(|term| Message::Protocol { from_id: 2, term, body: body.clone() }).collect()
+        (1..=1000).map(|term| Message { from_id: 2, term, body: body.clone() }).collect()
     }
 
     fn halt(&self) -> bool {

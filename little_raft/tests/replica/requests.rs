@@ -1,7 +1,7 @@
 //! Requests about the cluster: they come in where messages come in, at any replica.
 
 use crate::support::*;
-use little_raft::{Body, Membership, Message, Request, Status};
+use little_raft::{Body, Membership, Message, Status};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -32,11 +32,10 @@ fn a_follower_forwards_requests_to_the_leader() {
     node.until("a leader", || node.status().is_some_and(|it| it.leader == Some(2)));
     node.receive(Message::transfer_leadership(3));
     node.receive(Message::change_membership(vec![1, 2], vec![3]));
-    let transfer = Body::Request(Request::TransferLeadership { to_id: 3 });
+    let transfer = Body::TransferLeadership(3);
     let (voters, learners) = ([1, 2].into(), [3].into());
     let asked = Membership { voters, learners, ..Membership::default() };
-    let change = Request::ChangeMembership(asked);
-    let change = Body::Request(change);
+    let change = Body::ChangeMembership(asked);
     node.until("both requests", || {
         leader.play();
         leader.bodies().any(|it| *it == transfer) && leader.bodies().any(|it| *it == change)

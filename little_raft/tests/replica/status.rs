@@ -1,7 +1,7 @@
 //! `register_status` and `register_leader`: when, and what.
 
 use crate::support::*;
-use little_raft::{Activity, Message, Role, Status};
+use little_raft::{Message, Role, Status};
 
 /// What a status says that must be told at once.
 fn news(status: &Status) -> (usize, Role, Option<usize>, usize) {
@@ -106,7 +106,8 @@ fn a_leaders_status_says_how_far_each_peer_is_and_when_it_was_heard() {
     let status = node.status().unwrap();
     assert_eq!((status.id, status.leader, status.first_index), (1, Some(1), 1));
     let (heard, silent) = (&status.peers[&2], &status.peers[&3]);
-    assert_eq!((heard.matched, heard.next, heard.activity), (2, 3, Activity::Replicating));
+    assert_eq!((heard.matched, heard.next), (2, 3));
+    assert_eq!((heard.probing, heard.installing), (false, None));
     assert_eq!(silent.matched, 0);
     assert!(silent.heard < heard.heard && heard.heard <= status.now);
 }

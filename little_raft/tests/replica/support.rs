@@ -379,7 +379,7 @@ impl Node {
 
     /// A letter from a peer that the test speaks for.
     pub(crate) fn hear(&self, from_id: usize, term: usize, body: Body<Write, Vec<usize>>) {
-        self.receive(Message::Protocol { from_id, term, body });
+        self.receive(Message { from_id, term, body });
     }
 
     /// Waits until something is so, and fails if the replica ends or it takes too long.
@@ -460,7 +460,7 @@ impl Puppet {
     pub(crate) fn play(&mut self) {
         for letter in self.net.collect(self.id) {
             self.letters.push(letter.clone());
-            let Message::Protocol { from_id, term, body } = letter else { continue };
+            let Message { from_id, term, body } = letter;
             let body = match body {
                 Body::RequestVote { pre, .. } => Body::Vote { pre, granted: true },
                 Body::AppendEntries { prev, runs, round, .. } => {
@@ -469,16 +469,13 @@ impl Puppet {
                 }
                 _ => continue,
             };
-            self.net.deliver(from_id, Message::Protocol { from_id: self.id, term, body });
+            self.net.deliver(from_id, Message { from_id: self.id, term, body });
         }
     }
 
     /// What the puppet was sent, without the envelopes.
     pub(crate) fn bodies(&self) -> impl Iterator<Item = &Body<Write, Vec<usize>>> {
-        self.letters.iter().filter_map(|letter| match letter {
-            Message::Protocol { body, .. } => Some(body),
-            Message::Request(_) => None,
-        })
+        self.letters.iter().map(|letter| &letter.body)
     }
 }
 

@@ -37,7 +37,7 @@
 
 use super::text::{
     Payload, entries, option, parse_body, parse_change, parse_ids, parse_number, parse_runs,
-    protocol, show_id, show_membership, show_runs, words,
+    show_id, show_membership, show_runs, words,
 };
 use super::{Body, Change, Cluster, Envelope, Fate, Message, Node, Transition};
 use little_raft::raft::{Config, Role};
@@ -179,7 +179,7 @@ impl Cluster {
     }
 
     fn timeout(&mut self, id: ReplicaID) {
-        let missing = self.raft(id).deadline.saturating_sub(self.node(id).clock);
+        let missing = self.raft(id).me.deadline.saturating_sub(self.node(id).clock);
         self.advance(missing);
         self.tick(id);
     }
@@ -190,7 +190,7 @@ impl Cluster {
             self.timeout(id);
             self.stabilize(Duration::ZERO);
         }
-        assert_eq!(self.raft(id).status().role, Role::Leader, "n{id} is not elected");
+        assert_eq!(self.raft(id).me.role, Role::Leader, "n{id} is not elected");
         self.output.truncate(before);
         self.tell(id, "becomes leader");
     }
@@ -214,7 +214,7 @@ impl Cluster {
             "propose" => self.propose(id, &words[1..]),
             "read" => self.read(id),
             "members" => {
-                self.step(id, Message::Request(parse_change(&words[1..])));
+                self.step(id, parse_change(&words[1..]));
             }
             _ => {
                 let to = option(words, "to").expect("transfer needs `to=`");
@@ -235,15 +235,12 @@ impl Cluster {
             }
         }
         let transitions = names.into_iter().map(Transition).collect();
-        self.raft(id).propose(transitions);
-        self.turn(id);
+        self.take_in(id, |raft, _| raft.propose(transitions));
     }
 
     fn read(&mut self, id: ReplicaID) {
         let (clock, committed) = (self.node(id).clock, self.laws.last_committed());
-        let ticket = self.raft(id).read(clock);
-        self.reads.push((id, ticket, committed));
-        self.turn(id);
+        self.take_in(id, |raft, reads| reads.push((id, raft.read(clock), committed)));
     }
 
     /// `3@5->1 Body`: the round of a forged append or answer is the receiver's present time, which
@@ -258,18 +255,15 @@ impl Cluster {
             None => parse_number(name),
         };
         let body = parse_body(&words[1..], round, context);
-        let message =
-            Message::Protocol { from_id: parse_number(from), term: parse_number(term), body };
+        let message = Message { from_id: parse_number(from), term: parse_number(term), body };
         self.step(to, message);
     }
 
     /// The last round that a replica sent, which an answer to it would echo.
     fn last_round(&self, id: ReplicaID) -> Duration {
-        let mut rounds = self.sent.iter().filter_map(|it| match protocol(&it.message)? {
-            (from, _, Body::AppendEntries { round, .. } | Body::InstallSnapshot { round, .. })
-                if from == id =>
-            {
-                Some(*round)
+        let mut rounds = self.sent.iter().filter_map(|it| match &it.message.body {
+            Body::AppendEntries { round, .. } | Body::InstallSnapshot { round, .. } => {
+                Some(*round).filter(|_| it.message.from_id == id)
             }
             _ => None,
         });
@@ -300,10 +294,10 @@ impl Cluster {
         let link = words.iter().find_map(|word| parse_link(word)).unwrap_or_default();
         let kind = words.iter().find(|word| parse_link(word).is_none());
         let fits = |envelope: &Envelope| {
-            let (from, _, body) = protocol(&envelope.message).expect("replicas speak the protocol");
+            let Message { from_id: from, body, .. } = &envelope.message;
             let body = format!("{body:?}");
             envelope.fate == fate
-                && link.0.is_none_or(|id| id == from)
+                && link.0.is_none_or(|id| id == *from)
                 && link.1.is_none_or(|id| id == envelope.to)
                 && kind.is_none_or(|kind| body.split([' ', '(']).next() == Some(kind))
         };
@@ -361,7 +355,7 @@ impl Cluster {
     fn print_status(&mut self, words: &[String]) {
         let all: Vec<ReplicaID> = self.nodes.keys().copied().collect();
         for id in words.first().map_or(all, |ids| parse_ids(ids)) {
-            let Some(status) = self.node(id).raft.as_ref().map(|raft| raft.status()) else {
+            let Some(status) = self.node(id).raft.as_ref().map(|raft| raft.me.clone()) else {
                 self.output.push(format!("n{id} is down"));
                 continue;
             };
@@ -385,7 +379,11 @@ impl Cluster {
             }
             self.tell(id, &text);
             for (peer, progress) in status.peers {
-                let activity = format!("{:?}", progress.activity).to_lowercase();
+                let activity = match (progress.installing, progress.probing) {
+                    (Some(_), _) => "installing",
+                    (None, true) => "probing",
+                    (None, false) => "replicating",
+                };
                 let (matched, next) = (progress.matched, progress.next);
                 self.output.push(format!("  n{peer} matched={matched} next={next} {activity}"));
             }

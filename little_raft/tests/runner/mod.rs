@@ -6,15 +6,15 @@ mod text;
 
 use laws::Laws;
 use little_raft::raft::{Config, Raft, Role};
-use little_raft::{Index, Membership, ReadState, ReplicaID, Snapshot, StateMachineTransition};
-use little_raft::{Term, TransitionAbandonedReason};
+use little_raft::{
+    Index, LogId, Membership, ReadState, ReplicaID, Snapshot, StateMachineTransition,
+};
+use little_raft::{Term, TransitionAbandonedReason, TransitionState};
 use little_raft_sim::append;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use text::{
-    Payload, entries, protocol, show_body, show_change, show_id, show_membership, show_runs,
-};
+use text::{Payload, entries, show_body, show_change, show_id, show_membership, show_runs};
 
 /// A transition is nothing but its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,10 @@ struct Envelope {
 /// What is told of a replica whenever it changes.
 type News = (Term, Role, Option<ReplicaID>, Arc<Membership>);
 
+/// The reads in the order in which they were asked: where, the ticket, and what was committed then.
+/// Their names are `r1`, `r2`, …
+type Reads = Vec<(ReplicaID, u64, Index)>;
+
 /// One replica with its disk and its state machine.
 struct Node {
     config: Config,
@@ -81,9 +85,7 @@ pub(crate) struct Cluster {
     sent: Vec<Envelope>,
     cuts: BTreeSet<(ReplicaID, ReplicaID)>,
     laws: Laws,
-    /// The reads in the order in which they were asked: where, the ticket, and what was committed
-    /// then. Their names are `r1`, `r2`, …
-    reads: Vec<(ReplicaID, u64, Index)>,
+    reads: Reads,
     time: Duration,
     /// Messages and saves are not printed.
     terse: bool,
@@ -106,7 +108,7 @@ impl Cluster {
 
     /// Prints what a replica does, after its name and term.
     fn tell(&mut self, id: ReplicaID, what: &str) {
-        let term = self.raft(id).status().term;
+        let term = self.raft(id).me.term;
         self.output.push(format!("n{id}@{term} {what}"));
     }
 
@@ -124,7 +126,7 @@ impl Cluster {
         let (config, saved) = (node.config.clone(), node.saved.clone());
         let raft = Raft::new(config, Transition(NOOP.into()), saved, node.clock);
         let raft = raft.unwrap_or_else(|error| panic!("n{id} does not start: {error}"));
-        let (status, snapshot) = (raft.status(), node.saved.snapshot.clone());
+        let (status, snapshot) = (raft.me.clone(), node.saved.snapshot.clone());
         (node.commit, node.state) = (status.commit, snapshot.map_or(vec![], |it| it.data));
         node.told = Some((status.term, status.role, status.leader, status.membership));
         (node.raft, node.paused, node.fails) = (Some(raft), false, false);
@@ -140,7 +142,9 @@ impl Cluster {
         if self.node(id).paused {
             return;
         }
-        let outputs = self.raft(id).outputs();
+        let clock = self.node(id).clock;
+        let outputs = self.raft(id).outputs(clock);
+        let appended = outputs.change.as_ref().map_or(Vec::new(), |change| change.runs.clone());
         self.tell_news(id);
         self.send_all(id, outputs.appends);
         if let Some(change) = outputs.change
@@ -153,21 +157,12 @@ impl Cluster {
         if let Some(snapshot) = outputs.restore {
             self.restore(id, snapshot);
         }
-        for run in outputs.queued.into_iter().filter(|run| run.membership.is_none()) {
-            self.tell_detail(id, &format!("queues {}", show_runs(std::slice::from_ref(&run))));
-            for (entry, payload) in entries(&[run]) {
-                let Payload::Transition(name) = payload else { panic!("only transitions queue") };
-                self.laws.queues(id, entry, &name);
+        for (transitions, state) in outputs.states {
+            match state {
+                TransitionState::Queued => self.queues(id, &transitions, &appended),
+                TransitionState::Abandoned(reason) => self.abandons(id, &transitions, reason),
+                other => panic!("{other:?} is for the loop to say"),
             }
-        }
-        for (Transition(name), reason) in outputs.abandoned {
-            if reason == TransitionAbandonedReason::NotLeader {
-                self.tell(id, &format!("refuses {name}"));
-                continue;
-            }
-            self.tell(id, &format!("abandons {name}: {reason:?}"));
-            let for_good = reason == TransitionAbandonedReason::ConflictWithLeader;
-            self.laws.abandons(id, &name, for_good);
         }
         self.commit(id);
         if !self.node(id).slow {
@@ -176,21 +171,54 @@ impl Cluster {
         self.finish_turn(id);
     }
 
+    /// What is queued is among what the same turn appended, unless the same turn removed it again.
+    fn queues(&mut self, id: ReplicaID, transitions: &Arc<Vec<Transition>>, appended: &[Run]) {
+        let Some(run) = appended.iter().find(|run| Arc::ptr_eq(&run.transitions, transitions))
+        else {
+            let names = transitions.iter().map(|it| &it.0);
+            return names.for_each(|name| self.laws.queues(id, LogId::default(), name));
+        };
+        if run.membership.is_none() {
+            self.tell_detail(id, &format!("queues {}", show_runs(std::slice::from_ref(run))));
+        }
+        for (entry, payload) in entries(std::slice::from_ref(run)) {
+            if let Payload::Transition(name) = payload {
+                self.laws.queues(id, entry, &name);
+            }
+        }
+    }
+
+    fn abandons(
+        &mut self, id: ReplicaID, transitions: &[Transition], reason: TransitionAbandonedReason,
+    ) {
+        for Transition(name) in transitions {
+            if reason == TransitionAbandonedReason::NotLeader {
+                self.tell(id, &format!("refuses {name}"));
+                continue;
+            }
+            self.tell(id, &format!("abandons {name}: {reason:?}"));
+            let for_good = reason == TransitionAbandonedReason::ConflictWithLeader;
+            self.laws.abandons(id, name, for_good);
+        }
+    }
+
     fn finish_turn(&mut self, id: ReplicaID) {
         self.answer_reads(id);
-        if let Some(last) = self.raft(id).snapshot_due() {
-            let (last_included_index, last_included_term) = (last.index, last.term);
-            let data = self.node(id).state.clone();
+        let (data, mut taken) = (self.node(id).state.clone(), None);
+        let compacted = self.raft(id).compact(|last_included_index, last_included_term| {
             let snapshot = Snapshot { last_included_index, last_included_term, data };
+            taken.insert(snapshot).clone()
+        });
+        compacted.expect("it is the one that was asked for");
+        if let Some(snapshot) = taken {
             self.laws.restores(id, &snapshot);
-            self.raft(id).compact(snapshot).expect("it is the one that was due");
-            self.tell_detail(id, &format!("takes a snapshot at {}", show_id(last)));
+            self.tell_detail(id, &format!("takes a snapshot at {}", show_id(snapshot.last())));
         }
         self.check(id);
     }
 
     fn tell_news(&mut self, id: ReplicaID) {
-        let status = self.raft(id).status();
+        let status = self.raft(id).me.clone();
         let news = (status.term, status.role, status.leader, status.membership);
         let Some(told) = self.node(id).told.replace(news.clone()) else { return };
         if (told.0, told.1, told.2) != (news.0, news.1, news.2) {
@@ -212,11 +240,11 @@ impl Cluster {
         for (to, message) in messages {
             let lost = self.cuts.contains(&(id, to))
                 || self.nodes.get(&to).is_none_or(|node| node.raft.is_none());
-            let (from, term, body) = protocol(&message).expect("replicas speak the protocol");
-            assert_eq!(from, id, "law: a replica speaks for itself");
-            self.laws.sends((id, to), term, body, &self.nodes[&id].saved);
-            let text = show_body(body, |context| self.read_name(context));
-            let own = self.raft(id).status().term;
+            let term = message.term;
+            assert_eq!(message.from_id, id, "law: a replica speaks for itself");
+            self.laws.sends((id, to), term, &message.body, &self.nodes[&id].saved);
+            let text = show_body(&message.body, |context| self.read_name(context));
+            let own = self.raft(id).me.term;
             let at = if term == own { String::new() } else { format!(" in term {term}") };
             let (arrow, number) = (if lost { "⇥" } else { "→" }, self.sent.len() + 1);
             self.tell_detail(id, &format!("{arrow} n{to} #{number} {text}{at}"));
@@ -251,7 +279,7 @@ impl Cluster {
 
     /// Notes how far a replica has committed.
     fn commit(&mut self, id: ReplicaID) {
-        let status = self.raft(id).status();
+        let status = self.raft(id).me.clone();
         let node = &self.nodes[&id];
         assert!(node.commit <= status.commit, "law: n{id}'s commit index never falls");
         if node.commit == status.commit {
@@ -271,7 +299,7 @@ impl Cluster {
     /// Applies what is committed, `limit` transitions at most.
     fn apply(&mut self, id: ReplicaID, mut limit: usize) {
         while limit > 0 && !self.raft(id).committed().is_empty() {
-            let index = self.raft(id).status().applied + 1;
+            let index = self.raft(id).me.applied + 1;
             let slice: Vec<_> = self.raft(id).committed().iter().take(limit).cloned().collect();
             for (index, Transition(name)) in (index..).zip(&slice) {
                 self.laws.applies(id, index, name);
@@ -297,7 +325,7 @@ impl Cluster {
             }
             let asked = self.reads.iter().find(|it| (it.0, it.1) == (id, ticket));
             let (_, _, committed) = *asked.expect("law: only what was asked is answered");
-            let applied = self.raft(id).status().applied;
+            let applied = self.raft(id).me.applied;
             Laws::reads(id, committed, applied);
             let state = self.node(id).state.join(" ");
             self.tell(id, &format!("answers {name}: [{state}]"));
@@ -311,7 +339,7 @@ impl Cluster {
 
     /// The laws that hold after every turn.
     fn check(&mut self, id: ReplicaID) {
-        let status = self.raft(id).status();
+        let status = self.raft(id).me.clone();
         if status.role != Role::Leader {
             return;
         }
@@ -337,8 +365,21 @@ impl Cluster {
 
     fn step(&mut self, id: ReplicaID, message: Message) {
         let clock = self.node(id).clock;
-        self.raft(id).step(clock, message);
+        self.take_in(id, |raft, _| raft.step(clock, message));
+    }
+
+    /// A turn with one input. In a script a replica looks at its clock only when told to, so unless
+    /// the input brings the deadline nearer it is put off until after the turn.
+    fn take_in(
+        &mut self, id: ReplicaID, input: impl FnOnce(&mut Raft<Transition, State>, &mut Reads),
+    ) {
+        let raft = self.nodes.get_mut(&id).and_then(|node| node.raft.as_mut());
+        let raft = raft.unwrap_or_else(|| panic!("n{id} is down"));
+        let deadline = std::mem::replace(&mut raft.me.deadline, Duration::MAX);
+        input(raft, &mut self.reads);
         self.turn(id);
+        let raft = self.node(id).raft.as_mut().filter(|raft| raft.me.deadline == Duration::MAX);
+        raft.into_iter().for_each(|raft| raft.me.deadline = deadline);
     }
 
     fn advance(&mut self, time: Duration) {
@@ -348,9 +389,7 @@ impl Cluster {
 
     /// Lets a replica look at its clock.
     fn tick(&mut self, id: ReplicaID) {
-        let clock = self.node(id).clock;
         if self.node(id).raft.is_some() {
-            self.raft(id).tick(clock);
             self.turn(id);
         }
     }

@@ -1,7 +1,7 @@
 //! How values look in a script, in both directions: what is printed can be read back.
 
 use super::{Body, Change, Message, Run, Transition};
-use little_raft::{LogId, Membership, ReplicaID, Request, Snapshot};
+use little_raft::{LogId, Membership, ReplicaID, Snapshot};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -114,12 +114,10 @@ pub(crate) fn show_body(body: &Body, read: impl Fn(u64) -> String) -> String {
         Body::ReadIndexResponse { context, index } => {
             format!("ReadIndexResponse {} index={index}", read(*context))
         }
-        Body::Request(Request::ChangeMembership(membership)) => {
+        Body::ChangeMembership(membership) => {
             format!("ChangeMembership {}", show_membership(membership))
         }
-        Body::Request(Request::TransferLeadership { to_id }) => {
-            format!("TransferLeadership to={to_id}")
-        }
+        Body::TransferLeadership(to_id) => format!("TransferLeadership to={to_id}"),
     }
 }
 
@@ -258,25 +256,14 @@ pub(crate) fn parse_body(
         "ReadIndexResponse" => {
             Body::ReadIndexResponse { context: context(&words[1]), index: number("index") }
         }
-        "TransferLeadership" => Body::Request(Request::TransferLeadership { to_id: number("to") }),
-        "ChangeMembership" => Body::Request(parse_change(words)),
+        "TransferLeadership" => Body::TransferLeadership(number("to")),
+        "ChangeMembership" => parse_change(words).body,
         other => panic!("`{other}` is no message"),
     }
 }
 
 /// `voters=1,2 learners=3`, in which an id may stand twice.
-pub(crate) fn parse_change(words: &[String]) -> Request {
+pub(crate) fn parse_change(words: &[String]) -> Message {
     let ids = |name| option(words, name).map(parse_ids).unwrap_or_default();
-    match Message::change_membership(ids("voters"), ids("learners")) {
-        Message::Request(request) => request,
-        Message::Protocol { .. } => unreachable!("a user's request is no message of the protocol"),
-    }
-}
-
-/// Who sent a message and in which term, if a replica did.
-pub(crate) fn protocol(message: &Message) -> Option<(ReplicaID, usize, &Body)> {
-    match message {
-        Message::Protocol { from_id, term, body } => Some((*from_id, *term, body)),
-        Message::Request(_) => None,
-    }
+    Message::change_membership(ids("voters"), ids("learners"))
 }

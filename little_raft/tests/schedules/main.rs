@@ -101,7 +101,7 @@ fn network(controller: &Controller, host: &Arc<Host>, manner: Manner, count: usi
             let (runs, round) = (vec![run], Duration::from_nanos(index as u64 + 1));
             let body = Body::AppendEntries { prev, runs, commit: index, round };
             submit(&host, Which::Cluster, manner, |host| {
-                host.deliver(Message::Protocol { from_id: 2, term: 1, body });
+                host.deliver(Message { from_id: 2, term: 1, body });
             });
         }
     });

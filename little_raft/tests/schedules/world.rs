@@ -337,7 +337,7 @@ impl Storage<Write, Vec<usize>> for Disk {
 
 /// What a voter that is no replica answers: it holds everything and votes for everybody.
 fn answer(id: usize, letter: Letter) -> Option<Letter> {
-    let Message::Protocol { term, body, .. } = letter else { return None };
+    let Message { term, body, .. } = letter;
     let body = match body {
         Body::RequestVote { pre, .. } => Body::Vote { pre, granted: true },
         Body::AppendEntries { prev, runs, round, .. } => {
@@ -347,7 +347,7 @@ fn answer(id: usize, letter: Letter) -> Option<Letter> {
         Body::ReadIndex { context } => Body::ReadIndexResponse { context, index: 0 },
         _ => return None,
     };
-    Some(Message::Protocol { from_id: id, term, body })
+    Some(Message { from_id: id, term, body })
 }
 
 /// All replicas and their users.
@@ -387,7 +387,7 @@ impl World {
         let append = Body::AppendEntries { prev, runs, commit: 0, round: Duration::ZERO };
         let bodies = [append, Body::TimeoutNow];
         for body in bodies.into_iter().take(if self.terms.leads { 2 } else { 1 }) {
-            host.deliver(Message::Protocol { from_id: 2, term: 1, body });
+            host.deliver(Message { from_id: 2, term: 1, body });
         }
         host.ring(Which::Cluster);
         if !self.terms.leads {
