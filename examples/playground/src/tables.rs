@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::store::Covered;
-use little_raft::{Activity, Membership, ReplicaID, Role, Status};
+use little_raft::{Membership, Progress, ReplicaID, Role, Status};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -101,13 +101,16 @@ pub(crate) fn status(cluster: &Cluster) -> String {
 
 /// How a leader sees its peers.
 fn peers(leader: &Status) -> String {
-    let peer = |(id, peer): (&ReplicaID, &little_raft::Progress)| {
-        let doing = match peer.activity {
-            Activity::Probing => "probing where the log of".to_string(),
-            Activity::Replicating => "replicating to".to_string(),
-            Activity::Installing => format!("sending the snapshot at {} to", peer.next - 1),
+    let peer = |(id, peer): (&ReplicaID, &Progress)| {
+        let (doing, parts) = match peer {
+            Progress { installing: Some(_), next, .. } => {
+                (format!("sending the snapshot at {} to", next - 1), "")
+            }
+            Progress { probing: true, .. } => {
+                ("probing where the log of".to_string(), " parts from its own")
+            }
+            _ => ("replicating to".to_string(), ""),
         };
-        let parts = if peer.activity == Activity::Probing { " parts from its own" } else { "" };
         let silent = leader.now.saturating_sub(peer.heard).as_millis();
         format!(
             "\n{} is {doing} {id}{parts}: has up to {}, heard {silent} ms ago",
