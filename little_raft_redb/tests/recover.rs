@@ -90,8 +90,8 @@ fn a_survivor_goes_on_with_the_voters_it_is_given() {
     let saved =
         furnish(&mut RedbStorage::options().replica_id(1).open(directory.path()).expect("opened"));
     let mut alone = raft(1, directory.path());
-    alone.tick(Duration::from_secs(1));
-    assert_eq!(alone.status().term, 4, "without a quorum it only asks whether it could win");
+    alone.outputs(Duration::from_secs(1));
+    assert_eq!(alone.me.term, 4, "without a quorum it only asks whether it could win");
 
     let output =
         command(&["recover", directory.path().to_str().expect("readable"), "--voters", "1"]);
@@ -101,14 +101,13 @@ fn a_survivor_goes_on_with_the_voters_it_is_given() {
     assert!(text.contains("recovered      from voters {1, 2} to voters {1}, save 16"), "{text}");
 
     let mut survivor = raft(1, directory.path());
-    assert_eq!(*survivor.status().membership, membership(&[1]));
-    survivor.tick(Duration::from_secs(1));
-    let outputs = survivor.outputs();
-    assert_eq!(survivor.status().role, little_raft::Role::Leader);
+    assert_eq!(*survivor.me.membership, membership(&[1]));
+    let outputs = survivor.outputs(Duration::from_secs(1));
+    assert_eq!(survivor.me.role, little_raft::Role::Leader);
     let mut storage = RedbStorage::open(directory.path()).expect("opened");
     storage.save(outputs.change.expect("a term, a vote and a no-op")).expect("saved");
     survivor.saved();
-    assert_eq!(survivor.status().commit, 237, "everything it had and its no-op");
+    assert_eq!(survivor.me.commit, 237, "everything it had and its no-op");
     // Nothing else has changed: same entries, same terms, same snapshot.
     let loaded: Saved = storage.load().expect("loaded");
     let ids =
@@ -123,7 +122,7 @@ fn a_replica_that_never_saved_can_be_given_a_configuration() {
     drop(RedbStorage::open(directory.path()).expect("opened"));
     let recovery = recover(directory.path(), [1, 2], false).expect("recovered");
     assert_eq!((recovery.before, recovery.after), (None, membership(&[1, 2])));
-    assert_eq!(*raft(1, directory.path()).status().membership, membership(&[1, 2]));
+    assert_eq!(*raft(1, directory.path()).me.membership, membership(&[1, 2]));
 }
 
 #[test]
