@@ -106,10 +106,10 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let echoed = self.quorum(self.leading.round, |it| it.heard);
         let until = echoed.saturating_add(self.config.election_timeout_range.0);
         let drift = self.config.max_clock_drift.filter(|_| self.leading.transfer.1.is_zero());
-        let leased =
+        let held =
             drift.is_some_and(|it| self.me.now.saturating_add(it) < until && !echoed.is_zero());
-        let after = if leased { Round::ZERO } else { self.leading.round };
-        self.me.deadline = if leased { self.me.deadline } else { self.me.now };
+        let after = if held { Round::ZERO } else { self.leading.round };
+        self.me.deadline = if held { self.me.deadline } else { self.me.now };
         // All that was committed in earlier terms lies before the leader's no-op, so before
         // that is committed its index serves (thesis §6.4, step 1).
         let index = self.me.commit.max(self.leading.first);

@@ -102,8 +102,9 @@ impl<T: Clone, D: Clone> Log<T, D> {
 
     /// Removes the entries from index `from` on, which lies above the base, if there are any.
     fn truncate(&mut self, from: Index) {
-        let cut = self.runs.drain(self.place(from)..).next().filter(|run| run.first < from);
-        self.runs.extend(cut.map(|run| run.slice(run.first, from - 1)));
+        while let Some(run) = self.runs.pop_back_if(|run| run.last().index >= from) {
+            self.runs.extend((run.first < from).then(|| run.slice(run.first, from - 1)));
+        }
         self.memberships.truncate(1.max(self.memberships.partition_point(|(at, _)| *at < from)));
         self.saved = self.saved.min(from - 1);
     }
@@ -113,8 +114,7 @@ impl<T: Clone, D: Clone> Log<T, D> {
         let (last, (end, membership)) = (self.last().index, &self.memberships[0]);
         let before = self.durable.replace((term, vote, *end, last));
         (before != self.durable || self.saved < last).then(|| {
-            let cut = before.filter(|(.., last)| *last > self.saved);
-            let truncate_from = cut.map(|_| self.saved + 1);
+            let truncate_from = before.filter(|it| it.3 > self.saved).map(|_| self.saved + 1);
             let news = before.is_none_or(|(_, _, saved, _)| saved != *end);
             let membership = news.then(|| Membership::clone(membership));
             let snapshot = if news { self.snapshot.clone() } else { None };
@@ -173,7 +173,7 @@ impl<T: Clone, D: Clone> Log<T, D> {
     fn place(&self, index: Index) -> usize {
         let (len, begun) = (self.runs.len(), |run: &Run<T>| run.first <= index);
         // Nearly always it is one of the last two, or none.
-        let near = (1..=2).find(|n| self.runs.get(len.wrapping_sub(*n)).is_some_and(begun));
+        let near = (1..3).find(|n| self.runs.get(len.wrapping_sub(*n)).is_some_and(begun));
         let place = near.map_or_else(|| self.runs.partition_point(begun).max(1) - 1, |n| len - n);
         place + usize::from(place < len && index > self.runs[place].last().index)
     }

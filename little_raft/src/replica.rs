@@ -145,8 +145,7 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         }
         let messages = if wakeups.take(0) { cluster.receive_messages() } else { Vec::new() };
         drop(cluster);
-        let now = self.began.elapsed();
-        messages.into_iter().for_each(|message| raft.step(now, message));
+        messages.into_iter().for_each(|message| raft.step(self.began.elapsed(), message));
         if raft.wants_transitions() && wakeups.take(2) {
             let mut state_machine = lock(&self.state_machine)?;
             raft.propose(state_machine.get_pending_transitions());

@@ -257,9 +257,9 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let (commit, committed) = (self.me.commit, || self.log.entry(self.me.commit));
         let certain = |id: &LogId| id.index <= commit || Some(*id) < committed();
         for (id, transition) in self.orphans.extract_if(.., |id, _| certain(id)) {
-            let unknown = id.index <= self.log.base.index;
-            if unknown || !self.log.holds(id) {
-                let reason = if unknown { OutcomeUnknown } else { ConflictWithLeader };
+            let covered = id.index <= self.log.base.index;
+            let reason = if covered { OutcomeUnknown } else { ConflictWithLeader };
+            if covered || !self.log.holds(id) {
                 self.outputs.states.push((vec![transition].into(), Abandoned(reason)));
             }
         }
