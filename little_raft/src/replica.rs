@@ -122,15 +122,15 @@ impl<S: StateMachine<T, D>, T: StateMachineTransition, C: Cluster<T, D>, D: Clon
         }
         let mut saved = loaded.unwrap_or_default();
         let mut state_machine = lock(&self.state_machine)?;
-        if let Some(snapshot) = saved.snapshot.clone() {
-            state_machine.set_snapshot(snapshot);
-        } else {
+        let restore = saved.snapshot.clone();
+        if restore.is_none() {
             saved.snapshot = state_machine.get_snapshot();
             let seed = saved.snapshot.as_ref().filter(|_| saved.runs.is_empty());
             saved.compacted = seed.map_or(saved.compacted, Snapshot::last);
             saved.term = saved.term.max(saved.compacted.term);
         }
-        Raft::new(self.config.clone(), self.noop.clone(), saved, self.began.elapsed())
+        let raft = Raft::new(self.config.clone(), self.noop.clone(), saved, self.began.elapsed());
+        raft.inspect(|_| restore.into_iter().for_each(|it| state_machine.set_snapshot(it)))
     }
 
     /// Waits for something to do, and takes in all that has come: messages, time, transitions,

@@ -1094,7 +1094,7 @@ fn any_body() -> impl Strategy<Value = Body<Number, Vec<u32>>> {
             let outgoing = BTreeSet::new();
             Body::ChangeMembership(Membership { voters, outgoing, learners })
         }),
-        1 => (1_usize..6).prop_map(|to_id| Body::TransferLeadership(to_id)),
+        1 => (1_usize..6).prop_map(Body::TransferLeadership),
     ]
 }
 

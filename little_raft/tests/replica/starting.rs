@@ -181,6 +181,10 @@ fn an_impossible_saved_state_ends_start_with_an_error() {
         ("a run of nothing", Change { runs: vec![run(1, 1, &[])], ..good.clone() }),
         ("a snapshot beyond the log", Change { snapshot: Some(snapshot(9)), ..good.clone() }),
         ("a term without end", Change { term: usize::MAX, ..good.clone() }),
+        (
+            "compacted without end",
+            Change { compacted: LogId { term: 3, index: usize::MAX }, ..good.clone() },
+        ),
         ("an index without end", Change { runs: vec![run(usize::MAX, 1, &[7])], ..good.clone() }),
     ];
     for (damage, saved) in damages {
