@@ -79,7 +79,7 @@
 //! ```text
 //!   messages         transitions, reads         time
 //!       |                    |                    |
-//!       +-------- step, propose, read ------------+
+//!       +----------- step, propose, read ---------+
 //!                            |
 //!                         [ Raft ]
 //!                            |  outputs

@@ -34,8 +34,8 @@ const MAX_KEPT: usize = 32;
 pub(crate) const LIMIT: usize = usize::MAX / 2;
 
 /// What a configuration must fulfil.
-const SENSIBLE: &str = "peers other than this replica, and 0 < heartbeat timeout < least election \
-     timeout <= greatest, and clock drift < least election timeout";
+const SENSIBLE: &str = "an id but USER, peers other than this replica, 0 < heartbeat timeout < least \
+     election timeout <= greatest, and clock drift < least election timeout";
 
 /// What one replica is told about itself and its cluster.
 #[derive(Clone, Debug, Default)]
@@ -93,9 +93,10 @@ pub struct Status {
     pub voted_for: Option<ReplicaID>,
     /// The leader of that term, if known.
     pub leader: Option<ReplicaID>,
-    /// Until when that leader, or an earlier one, counts as alive. Before that nobody gets a vote, whatever the term, unless the leader itself asked for the
-    /// election (thesis §4.2.3). Its lease counts on it. With leases a start counts as hearing a
-    /// leader, for this replica may have heard one that it does not remember.
+    /// Until when that leader, or an earlier one, counts as alive. Before that nobody gets a vote,
+    /// whatever the term, unless the leader itself asked for the election (thesis §4.2.3). Its
+    /// lease counts on it. With leases a start counts as hearing a leader, for this replica may
+    /// have heard one that it does not remember.
     pub loyal_until: Duration,
     /// When it is going to send heartbeats, as a leader, or else to stand for election.
     pub deadline: Duration,
@@ -176,9 +177,10 @@ pub struct Raft<T, D = Vec<u8>> {
     pub(crate) config: Config,
     pub(crate) noop: T,
     pub(crate) random: Xoshiro256PlusPlus,
-    /// How this replica is. What follows from the log is as of the last outputs.
+    /// How this replica is; to be looked at, not to be changed. What follows from the log (its first
+    /// and last index, the configuration) is as of the last outputs.
     pub me: Status,
-    /// When to tell it again.
+    /// When to tell that again.
     tell_at: Duration,
     /// What belongs to a candidacy or a leadership, and ends with it.
     pub(crate) leading: Leading,
@@ -202,7 +204,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let ((least, greatest), beat) = (config.election_timeout_range, config.heartbeat_timeout);
         let rising = Duration::ZERO < beat && beat < least && least <= greatest;
         let (id, drift, peer_ids) = (config.id, config.max_clock_drift, &config.peer_ids);
-        if !rising || drift >= Some(least) || peer_ids.contains(&id) {
+        if !rising || drift >= Some(least) || peer_ids.contains(&id) || id == USER {
             return Err(io::Error::new(InvalidInput, format!("{SENSIBLE}: {config:?}")));
         }
         let voters = peer_ids.iter().copied().chain([id]).filter(|_| !config.joining).collect();
@@ -264,8 +266,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
                 self.send(from, Body::Appended { result, round });
             }
             Body::Appended { result, round } => self.on_appended(from, result, round),
-            // The leader asks for it: no pre-vote, which the others would refuse while they hear
-            // it.
+            // The leader asks for it: so no pre-vote, which those who hear it would refuse.
             Body::TimeoutNow if self.me.leader == Some(from) => self.campaign(Candidate, true),
             _ => {}
         }
@@ -364,7 +365,7 @@ impl<T: StateMachineTransition, D: Clone> Raft<T, D> {
         let Some(last) = due.then(|| self.log.entry(applied)).flatten() else { return Ok(()) };
         let snapshot = create(last.index, last.term);
         if snapshot.last() != last {
-            return Err(io::Error::new(InvalidInput, format!("not a snapshot at {last:?}")));
+            return Err(io::Error::new(InvalidInput, format!("the snapshot is not of {last:?}")));
         }
         // A peer that may still be installing a snapshot will need what follows it.
         let waits = |it: &Progress| it.installing.is_some_and(|(until, _)| now < until);

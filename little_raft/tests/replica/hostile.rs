@@ -2,7 +2,9 @@
 
 use crate::support::*;
 use crossbeam_channel::unbounded;
-use little_raft::{Body, LogId, Membership, Message, Replica, Snapshot};
+use little_raft::{
+    Body, Change, Config, LogId, Membership, Message, Raft, Replica, Snapshot, USER,
+};
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -180,6 +182,17 @@ fn arguments_that_make_no_sense_are_a_clear_error() {
     let error = start_with_arguments(&[2, 3], ms(50), range, drift).expect("no lease is left");
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("drift"), "{error}");
+
+    let user = Config {
+        id: USER,
+        heartbeat_timeout: ms(50),
+        election_timeout_range: range,
+        ..Config::default()
+    };
+    let raft = Raft::<Write>::new(user, Write(NOOP), Change::default(), Duration::ZERO);
+    let error = raft.expect_err("a replica that speaks like a user");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("USER"), "{error}");
 }
 
 #[test]
