@@ -134,7 +134,7 @@ fn invalid(text: &str) -> Error {
 mod tests {
     use super::*;
     use crate::order::Origin;
-    use little_raft::{LogId, Run, Snapshot};
+    use little_raft::{LogId, Membership, Run, Snapshot};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -203,6 +203,8 @@ mod tests {
         stranger.origin.member = 3;
         let packets = [
             Packet::Raft(Message::change_membership(vec![1], vec![])),
+            raft(Body::ChangeMembership(Membership::default())),
+            raft(Body::TransferLeadership(1)),
             raft(Body::InstallSnapshot { snapshot, membership, round }),
             Packet::Raft(Message { from_id: 3, term: 1, body: Body::TimeoutNow }),
             Packet::Post(post(MAX_MESSAGE + 1)),

@@ -1,6 +1,7 @@
 //! The configuration of a cluster, from a file in YAML that all its nodes share.
 
 use crate::command::Address;
+use little_raft::USER;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 use std::collections::HashMap;
@@ -270,7 +271,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// Refuses a node that could not be called or found.
-fn check_names(place: &Spanned<NodeConfig>) -> Result<(), ConfigError> {
+fn check_node(place: &Spanned<NodeConfig>) -> Result<(), ConfigError> {
     let node = &place.value;
     if !is_plain(&node.name) {
         let reason = format!(
@@ -278,6 +279,9 @@ fn check_names(place: &Spanned<NodeConfig>) -> Result<(), ConfigError> {
             node.name
         );
         return refuse(place, reason);
+    }
+    if node.id == USER {
+        return refuse(place, format!("the id {USER} stands for users; give the node another"));
     }
     for address in [&node.raft, &node.http] {
         let port = address.rsplit_once(':').and_then(|(host, port)| {
@@ -322,7 +326,7 @@ impl Written {
         let mut seen: HashMap<String, u64> = HashMap::new();
         for place in &self.nodes.value {
             let node = &place.value;
-            check_names(place)?;
+            check_node(place)?;
             let claims = [
                 ("the name", node.name.clone()),
                 ("the id", node.id.to_string()),

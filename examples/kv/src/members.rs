@@ -6,7 +6,7 @@ use crate::node::Inner;
 use crate::proto::MembersRequest;
 use crate::report::{MembersChange, MembersStep};
 use crate::wire::stamp;
-use little_raft::{Message, ReplicaID, Role, Status};
+use little_raft::{Message, ReplicaID, Role, Status, USER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,6 +122,9 @@ fn check(inner: &Inner, change: &MembersChange) -> Result<(), Interrupted> {
     }
     let known: BTreeSet<_> = inner.network.addresses().iter().map(|node| node.id).collect();
     let named: BTreeSet<_> = change.nodes.iter().map(|node| node.id).collect();
+    if named.contains(&USER) {
+        return failed(format!("the id {USER} stands for users; give the new node another"));
+    }
     let all = change.voters.union(&change.learners);
     match all.copied().find(|id| !known.contains(id) && !named.contains(id)) {
         Some(id) => failed(format!("nobody knows where node {id} is; give its addresses too")),
@@ -200,6 +203,23 @@ impl Driver<'_> {
         }
     }
 
+    /// Waits until the configuration is one that is wanted, not joint any more, and committed.
+    async fn settle(&mut self, wanted: impl Fn(&Status) -> bool) -> Result<(), Interrupted> {
+        let mut index = None;
+        loop {
+            let status = self.raft.borrow_and_update().clone().ok_or(Interrupted::NotLeader)?;
+            let settled = wanted(&status) && status.membership.outgoing.is_empty();
+            if settled && status.commit >= *index.get_or_insert(status.last_index) {
+                return Ok(());
+            }
+            // A leader that is not in the new configuration leads until that is committed.
+            if status.role != Role::Leader || !wanted(&status) {
+                return Err(Interrupted::NotLeader);
+            }
+            let _ = timeout(AGAIN, self.raft.changed()).await;
+        }
+    }
+
     /// New voters only learn at first, so that nobody waits for them.
     async fn add_learners(&mut self) -> Result<(), Interrupted> {
         let newcomers = self.newcomers(&self.leading()?);
@@ -217,7 +237,8 @@ impl Driver<'_> {
             (!missing(status).is_empty()).then_some((voters, learners))
         })
         .await?;
-        self.tell(MembersStep::LearnersAdded { ids }).await
+        self.tell(MembersStep::LearnersAdded { ids }).await?;
+        self.settle(|_| true).await
     }
 
     /// Waits until every new voter has nearly all of the log.
@@ -262,23 +283,12 @@ impl Driver<'_> {
         let lists =
             || (voters.iter().copied().collect(), learners.iter().copied().collect::<Vec<_>>());
         self.ask(|status| (!there(status)).then(lists)).await?;
-        let status = self.leading()?;
-        if !status.membership.outgoing.is_empty() {
+        let membership = self.leading()?.membership;
+        // While nobody but learners comes and goes the old voters are the new ones.
+        if !membership.outgoing.is_empty() && membership.outgoing != membership.voters {
             self.tell(MembersStep::Joint).await?;
         }
-        let mut index = None;
-        loop {
-            let status = self.raft.borrow_and_update().clone().ok_or(Interrupted::NotLeader)?;
-            let settled = there(&status) && status.membership.outgoing.is_empty();
-            if settled && status.commit >= *index.get_or_insert(status.last_index) {
-                break;
-            }
-            // A leader that is not in the new configuration leads until that is committed.
-            if status.role != Role::Leader || !there(&status) {
-                return Err(Interrupted::NotLeader);
-            }
-            let _ = timeout(AGAIN, self.raft.changed()).await;
-        }
+        self.settle(there).await?;
         let (voters, learners) = (voters.clone(), learners.clone());
         self.tell(MembersStep::Done { voters, learners }).await
     }

@@ -75,8 +75,8 @@ pub(crate) fn decode(bytes: &[u8], from: ReplicaID) -> Result<RaftMessage, Strin
             Err(format!("a message is followed by {} bytes that are none", rest.len()))
         }
         Ok((message, _)) => match message.from_id {
-            id if id == from => Ok(message),
             USER => Err(format!("node {from} speaks in the name of a user")),
+            id if id == from => Ok(message),
             id => Err(format!("node {from} speaks in the name of node {id}")),
         },
     }
@@ -232,6 +232,19 @@ mod tests {
 
     fn single(run: &Run<Command>) -> Vec<Run<Command>> {
         (run.first..=run.last().index).map(|index| run.slice(index, index)).collect()
+    }
+
+    #[test]
+    fn nobody_speaks_in_the_name_of_another_or_of_a_user() {
+        let refused = |message: &RaftMessage, from| {
+            decode(&encode(message).unwrap()[0], from).expect_err("must be refused")
+        };
+        let vote = Message { from_id: 3, term: 1, body: Body::Vote { pre: false, granted: true } };
+        assert!(refused(&vote, 2).contains("in the name of node 3"));
+        for from in [2, USER] {
+            let error = refused(&Message::transfer_leadership(2), from);
+            assert!(error.contains("in the name of a user"), "{error}");
+        }
     }
 
     #[test]

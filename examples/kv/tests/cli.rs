@@ -349,6 +349,7 @@ fn a_cluster_of_processes_is_run_changed_backed_up_and_restored() {
     assert!(removed.ends_with("done: node1, node2, node3 vote\n"), "{removed}");
     let learner = kv(&["members", "add", "node4", "--learner", "--output", "json"]).ok();
     assert!(learner.lines().last().unwrap().contains("\"learners\":[4]"), "{learner}");
+    assert!(!learner.contains("joint"), "no other voters: {learner}");
     let members = kv(&["members"]).ok();
     assert!(members.lines().nth(4).unwrap().contains("learner"), "{members}");
     kv(&["members", "set", "--voters", "node1,node2,node3"]).ok();

@@ -108,6 +108,8 @@ fn what_makes_no_sense_names_the_line() {
     refused(&SHORT.replace("shop", "my shop"), 1, "use letters, digits");
     refused(&SHORT.replace("node2", "../node2"), 4, "use letters, digits");
     refused(&SHORT.replace("id: 2", "id: 1"), 4, "the id 1 is taken already, on line 3");
+    let users = format!("id: {}", little_raft::USER);
+    refused(&SHORT.replace("id: 2", &users), 4, "stands for users");
     refused(&SHORT.replace("node2", "node1"), 4, "the name node1 is taken already, on line 3");
     refused(&SHORT.replace(":8002", ":7001"), 4, "127.0.0.1:7001 is taken already, on line 3");
     refused(&SHORT.replace("127.0.0.1:8002", "8002"), 4, "write host:port");

@@ -286,8 +286,10 @@ async fn a_change_of_the_members_that_makes_no_sense_says_why() {
     let cluster = Cluster::start(1).await;
     let node = cluster.node(0);
     until(node, "a leader", |status| status.leader.is_some()).await;
+    let nodes = vec![node_config(little_raft::USER).address()];
     let cases = [
         (MembersChange::default(), "name at least one voter"),
+        (MembersChange { voters: [1].into(), nodes, ..MembersChange::default() }, "for users"),
         (MembersChange { voters: [1, 9].into(), ..MembersChange::default() }, "where node 9 is"),
         (
             MembersChange { voters: [1].into(), learners: [1].into(), ..MembersChange::default() },

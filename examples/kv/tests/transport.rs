@@ -107,10 +107,10 @@ async fn the_wiped_disk_is_remembered_over_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_message_ends_the_stream_and_nothing_else() {
     let (cluster, mut client) = lonely().await;
-    // A message of node 3, as the library's types are encoded: protocol, sender, term, answer.
-    let in_the_name_of_another = vec![0, 3, 1, 1, 0, 1];
+    // A message of node 3, as the library's types are encoded: sender, term, answer.
+    let in_the_name_of_another = vec![3, 1, 1, 0, 1];
     // A user's request for a transfer, which would be obeyed if it got through.
-    let request = vec![1, 1, 2];
+    let request = [&[255; 9][..], &[1, 0, 9, 2]].concat();
     let long = vec![0; 40_000_000];
     for garbage in [vec![], vec![255; 1000], in_the_name_of_another, request, long] {
         let length = garbage.len();

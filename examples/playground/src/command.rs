@@ -1,7 +1,7 @@
 //! What can be typed, and what to say if it was typed wrongly.
 
 use crate::store::Text;
-use little_raft::ReplicaID;
+use little_raft::{ReplicaID, USER};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -98,7 +98,7 @@ fn text(word: &str) -> Text {
 }
 
 fn replica(word: &str) -> Result<ReplicaID, String> {
-    let id = word.parse().ok().filter(|id| *id > 0);
+    let id = word.parse().ok().filter(|id| (1..USER).contains(id));
     id.ok_or_else(|| format!("`{word}` is no replica: they are numbers from 1 on"))
 }
 
