@@ -133,16 +133,22 @@ pub(crate) struct Answer {
 }
 
 pub(crate) async fn send(request: RequestBuilder) -> Answer {
+    try_send(request).await.expect("an answer")
+}
+
+/// The answer, if it is heard: a server that refuses a request may close the connection while the
+/// client still writes to it.
+pub(crate) async fn try_send(request: RequestBuilder) -> reqwest::Result<Answer> {
     let whole = async {
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        Answer { status, headers, body: response.bytes().await.expect("a body").to_vec() }
+        Ok(Answer { status, headers, body: response.bytes().await?.to_vec() })
     };
-    let answer = timeout(PATIENCE, whole).await.expect("an answer in time");
+    let answer: Answer = timeout(PATIENCE, whole).await.expect("an answer in time")?;
     if answer.status.as_u16() >= 400 && !answer.body.is_empty() {
         answer.check_refusal();
     }
-    answer
+    Ok(answer)
 }
 
 impl Answer {
