@@ -128,7 +128,7 @@ fn a_trace_becomes_a_script() {
 #[test]
 fn a_save_that_never_ends_stops_one_replica_and_not_the_others() {
     let mut tested = 0;
-    for seed in 0..40 {
+    for seed in 0..80 {
         let stalls = Some(std::time::Duration::from_secs(12));
         let faults = Faults { stalls, ..Faults::none(3) };
         let mut simulation = Simulation::with_faults(Registers::default(), faults, seed);
