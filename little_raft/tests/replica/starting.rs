@@ -185,6 +185,14 @@ fn an_impossible_saved_state_ends_start_with_an_error() {
             "compacted without end",
             Change { compacted: LogId { term: 3, index: usize::MAX }, ..good.clone() },
         ),
+        (
+            "compacted at the limit",
+            Change {
+                compacted: LogId { term: 2, index: usize::MAX / 2 },
+                snapshot: Some(snapshot(usize::MAX / 2)),
+                ..good.clone()
+            },
+        ),
         ("an index without end", Change { runs: vec![run(usize::MAX, 1, &[7])], ..good.clone() }),
     ];
     for (damage, saved) in damages {
